@@ -1,0 +1,443 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "gymnasium[mujoco]==1.4.0", "moviepy==2.2.1", "mujoco==3.8.1", "numpy==2.4.6", "tensorboard==2.21.0",
+#     "torch==2.13.0", "tqdm==4.70.1", "tyro==1.0.17",
+# ]
+# ///
+"""Proximal Policy Optimization for classic control: vector observations, discrete actions.
+
+python ppo.py --env-id CartPole-v1
+"""
+
+import difflib
+import importlib.util
+import random
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, NoReturn
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+from torch import Tensor, nn, optim
+from torch.distributions import Normal
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+
+@dataclass
+class Args:
+    env_id: str = "HalfCheetah-v5"  # Gymnasium environment with vector observations and continuous actions
+    total_timesteps: int = 1_000_000  # environment steps of the whole run, all environments together
+    learning_rate: float = 3e-4  # step size of Adam at the first update
+    num_envs: int = 1  # environments that are stepped side by side
+    num_steps: int = 2048  # steps of each environment per update
+    anneal_lr: bool = True  # let the learning rate fall linearly to 0
+    gamma: float = 0.99  # discount factor
+    gae_lambda: float = 0.95  # lambda of generalized advantage estimation
+    num_minibatches: int = 32  # minibatches into which each epoch splits the batch
+    update_epochs: int = 10  # passes over the batch per update
+    norm_adv: bool = True  # normalise the advantages of each minibatch
+    clip_coef: float = 0.2  # the ratio is clipped to [1 - clip_coef, 1 + clip_coef]
+    anneal_clip_coef: bool = False  # let clip_coef fall linearly to 0 too
+    clip_vloss: bool = True  # clip the change of the value prediction by clip_coef as well
+    ent_coef: float = 0.0  # weight of the entropy bonus
+    vf_coef: float = 0.5  # weight of the value loss
+    max_grad_norm: float = 0.5  # the global norm of the gradient is clipped to this
+    target_kl: float | None = None  # stop the epochs of an update once their mean approximate KL exceeds this
+    bootstrap_truncated: bool = False  # at a time limit, bootstrap from the final observation (official code: no)
+    shared_network: bool = False  # one body for policy and value instead of two
+    seed: int = 1  # seed of everything random
+    torch_deterministic: bool = True  # use deterministic GPU kernels
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto is the CPU: networks this small are faster there
+    exp_name: str = Path(__file__).stem  # name of the experiment, part of the name of the run folder
+    capture_video: bool = False  # record videos of the first environment into the run folder
+    track: bool = False  # log to Weights & Biases too (it reads WANDB_PROJECT, WANDB_ENTITY and WANDB_MODE)
+
+
+# Environments
+
+
+def make_env(env_id: str, idx: int, capture_video: bool, run_dir: Path) -> Callable[[], gym.Env]:
+    """Return a function that makes environment number `idx`; number 0 can record videos."""
+
+    def thunk() -> gym.Env:
+        if not (capture_video and idx == 0):
+            return gym.make(env_id)
+        env = gym.make(env_id, render_mode="rgb_array")
+        return gym.wrappers.RecordVideo(env, str(run_dir / "videos"), disable_logger=True)
+
+    return thunk
+
+
+def make_envs(args: Args, run_dir: Path) -> gym.vector.VectorEnv:
+    """Make the vector environment, or end with one line that says why this script cannot train on it."""
+    try:
+        # Core 1: one policy steps all environments side by side.
+        # SAME_STEP: the step that ends an episode already returns the first observation of the next one. NEXT_STEP,
+        # the default of Gymnasium, spends a step on the reset and would feed the learner rows that are no experience.
+        envs = gym.vector.SyncVectorEnv(
+            [make_env(args.env_id, i, args.capture_video, run_dir) for i in range(args.num_envs)],
+            autoreset_mode=gym.vector.AutoresetMode.SAME_STEP,
+        )
+    except gym.error.UnregisteredEnv:
+        names = difflib.get_close_matches(args.env_id, gym.registry, cutoff=0.5)
+        fail(f"there is no environment {args.env_id}; the closest names are: {', '.join(names) or 'none'}")
+    except (gym.error.Error, ImportError) as error:
+        fail(f"{args.env_id} cannot be made: {' '.join(str(error).split())}")
+    obs_space, action_space = envs.single_observation_space, envs.single_action_space
+    if isinstance(obs_space, gym.spaces.Box) and len(obs_space.shape) == 3:
+        fail(f"{args.env_id} shows images: use ppo_atari.py")
+    if not isinstance(obs_space, gym.spaces.Box) or len(obs_space.shape) != 1:
+        fail(
+            f"{args.env_id} observes {obs_space}, not a vector: wrap it in gym.wrappers.FlattenObservation in make_env"
+        )
+    if isinstance(action_space, gym.spaces.Discrete):
+        fail(f"{args.env_id} has discrete actions: use ppo.py")
+    if not isinstance(action_space, gym.spaces.Box) or len(action_space.shape) != 1:
+        fail(f"{args.env_id} has the actions {action_space}, but this script needs a vector (Box)")
+    return envs
+
+
+class RunningMeanStd:
+    """Mean and variance of all rows seen so far, in float64 (baselines common/running_mean_std.py)."""
+
+    def __init__(self, shape: tuple[int, ...] = ()):
+        self.mean, self.var, self.count = np.zeros(shape), np.ones(shape), 1e-4
+
+    def update(self, x: np.ndarray) -> None:
+        """Merge the moments of `x`, (rows, *shape), into the running ones (Chan et al.'s parallel variance)."""
+        delta = x.mean(axis=0) - self.mean
+        total = self.count + len(x)
+        squares = self.var * self.count + x.var(axis=0) * len(x) + delta**2 * self.count * len(x) / total
+        self.mean, self.var, self.count = self.mean + delta * len(x) / total, squares / total, total
+
+
+class VecNormalize:
+    """Normalise observations and scale rewards by statistics that all environments share (vec_normalize.py#L4)."""
+
+    def __init__(self, envs: gym.vector.VectorEnv, gamma: float):
+        self.obs_rms = RunningMeanStd(envs.single_observation_space.shape)
+        self.return_rms = RunningMeanStd()
+        self.discounted_returns = np.zeros(envs.num_envs)
+        self.gamma = gamma
+
+    def normalize(self, obs: np.ndarray) -> np.ndarray:
+        """Normalise `obs`, (rows, obs_size), by the statistics so far."""
+        obs = (obs - self.obs_rms.mean) / np.sqrt(self.obs_rms.var + 1e-8)  # Continuous 6: observations normalised
+        return np.clip(obs, -10, 10)  # Continuous 7: and clipped
+
+    def observe(self, obs: np.ndarray) -> np.ndarray:
+        """Count the observations of one step, (num_envs, obs_size), and return them normalised."""
+        self.obs_rms.update(obs)
+        return self.normalize(obs)
+
+    def scale(self, reward: np.ndarray, done: np.ndarray) -> np.ndarray:
+        """Return the scaled rewards of one step, (num_envs,); an episode that is done starts its return anew."""
+        self.discounted_returns = self.discounted_returns * self.gamma + reward
+        self.return_rms.update(self.discounted_returns)
+        # Continuous 8: rewards divided by the deviation of the discounted return, but not centred
+        reward = reward / np.sqrt(self.return_rms.var + 1e-8)
+        self.discounted_returns[done] = 0
+        return np.clip(reward, -10, 10)  # Continuous 9: and clipped
+
+
+# The agent
+
+
+def layer_init(layer: nn.Module, std: float = 2**0.5, bias: float = 0.0) -> nn.Module:
+    """Core 2: orthogonal weights with gain `std`, constant bias (baselines a2c/utils.py#L58)."""
+    nn.init.orthogonal_(layer.weight, std)
+    nn.init.constant_(layer.bias, bias)
+    return layer
+
+
+class Agent(nn.Module):
+    """Policy and value networks (baselines common/policies.py)."""
+
+    def __init__(self, envs: gym.vector.VectorEnv, shared_network: bool = False):
+        super().__init__()
+        obs_size, action_size = envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
+
+        def body() -> nn.Module:
+            return nn.Sequential(
+                layer_init(nn.Linear(obs_size, 64)), nn.Tanh(), layer_init(nn.Linear(64, 64)), nn.Tanh()
+            )
+
+        actor_body = body()
+        # Continuous 4: policy and value share no weights
+        critic_body = actor_body if shared_network else body()  # Core 13: two bodies, or one for both
+        # The small gain of the policy head makes the first actions centre on 0.
+        self.actor_mean = nn.Sequential(actor_body, layer_init(nn.Linear(64, action_size), std=0.01))
+        # Continuous 2: the log standard deviation does not depend on the state, and starts at 0
+        self.actor_logstd = nn.Parameter(torch.zeros(action_size))
+        self.critic = nn.Sequential(critic_body, layer_init(nn.Linear(64, 1), std=1.0))
+
+    def get_value(self, x: Tensor) -> Tensor:
+        """Return the value of each observation: (batch, obs_size) -> (batch,)."""
+        return self.critic(x).squeeze(-1)
+
+    def get_action_and_value(self, x: Tensor, action: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return action (batch, action_size) and log-probability, entropy, value (batch,); sample without an action."""
+        probs = Normal(self.actor_mean(x), self.actor_logstd.exp(), validate_args=False)  # Continuous 1: a normal
+        if action is None:
+            action = probs.sample()
+        # Continuous 3: the components are independent, so their log-probabilities add up
+        return action, probs.log_prob(action).sum(-1), probs.entropy().sum(-1), self.get_value(x)
+
+
+# The algorithm
+
+
+class Batch(NamedTuple):
+    """What the learner sees of each row; a minibatch is a Batch of some of the rows."""
+
+    obs: Tensor  # (rows, obs_size) float32
+    actions: Tensor  # (rows, action_size) float32, as sampled
+    logprobs: Tensor  # (rows,) log-probability of the action under the policy that took it
+    values: Tensor  # (rows,) value predicted during the rollout
+    advantages: Tensor  # (rows,)
+    returns: Tensor  # (rows,) target of the value function
+
+
+def compute_gae(
+    rewards: Tensor,
+    values: Tensor,
+    dones: Tensor,
+    next_value: Tensor,
+    next_done: Tensor,
+    gamma: float,
+    gae_lambda: float,
+) -> tuple[Tensor, Tensor]:
+    """Core 5: generalized advantage estimation (Schulman et al. 2016, eq. 16; baselines ppo2/runner.py#L56-L65).
+
+    `rewards`, `values` and `dones` are (num_steps, num_envs); `dones[t]` is 1 where `obs[t]` begins an episode.
+    `next_value` and `next_done`, (num_envs,), belong to the observation after the last step.
+    Returns the advantages and the value targets, both (num_steps, num_envs).
+    """
+    # Row t takes the flag of the step it made: did the episode go on after it?
+    continues = 1.0 - torch.cat([dones[1:], next_done[None]])
+    next_values = torch.cat([values[1:], next_value[None]])
+    deltas = rewards + gamma * continues * next_values - values
+    advantages = torch.zeros_like(rewards)
+    advantage = torch.zeros_like(next_value)
+    for t in reversed(range(len(rewards))):
+        advantages[t] = advantage = deltas[t] + gamma * gae_lambda * continues[t] * advantage
+    return advantages, advantages + values
+
+
+def ppo_loss(agent: Agent, mb: Batch, clip_coef: float, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the loss of one minibatch and its statistics (Schulman et al. 2017, eq. 7 and 9), all scalars."""
+    _, logprobs, entropy, values = agent.get_action_and_value(mb.obs, mb.actions)
+    logratio = logprobs - mb.logprobs
+    ratio = logratio.exp()
+
+    advantages = mb.advantages
+    if args.norm_adv:  # Core 7: per minibatch, with the population standard deviation
+        advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
+
+    # Core 8: the pessimistic of the clipped and the unclipped objective
+    clipped_ratio = ratio.clamp(1 - clip_coef, 1 + clip_coef)
+    policy_loss = -torch.min(advantages * ratio, advantages * clipped_ratio).mean()
+
+    value_losses = (values - mb.returns) ** 2
+    if args.clip_vloss:  # Core 9: the value may move by clip_coef at most, too
+        clipped_values = mb.values + (values - mb.values).clamp(-clip_coef, clip_coef)
+        value_losses = torch.max(value_losses, (clipped_values - mb.returns) ** 2)
+    value_loss = 0.5 * value_losses.mean()
+
+    entropy = entropy.mean()
+    loss = policy_loss - args.ent_coef * entropy + args.vf_coef * value_loss  # Core 10: one loss, one optimiser
+
+    with torch.no_grad():  # Core 12: debug variables
+        stats = {
+            "policy_loss": policy_loss.detach(),
+            "value_loss": value_loss.detach(),
+            "entropy": entropy.detach(),
+            "old_approx_kl": -logratio.mean(),
+            # Never negative, and of less variance than the line above: Schulman's "Approximating KL Divergence" (2020)
+            "approx_kl": (ratio - 1 - logratio).mean(),
+            "clipfrac": ((ratio - 1).abs() > clip_coef).float().mean(),
+        }
+    return loss, stats
+
+
+# What serves the user
+
+
+def fail(message: str) -> NoReturn:
+    """End with one line on stderr and exit code 2, the code for wrong usage."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def check_args(args: Args) -> None:
+    """End with one line that says what to change if the arguments make no sense."""
+    bounds = dict.fromkeys(("total_timesteps", "num_envs", "num_steps", "num_minibatches", "update_epochs"), (1, 2**62))
+    bounds |= dict.fromkeys(("learning_rate", "clip_coef", "max_grad_norm"), (0, 1e9))
+    bounds |= {"gamma": (0, 1), "gae_lambda": (0, 1), "seed": (0, 2**31 - 1)}
+    for name, (low, high) in bounds.items():
+        if not low <= getattr(args, name) <= high:
+            fail(f"--{name.replace('_', '-')} must lie between {low} and {high}, not at {getattr(args, name)}")
+    batch_size = args.num_envs * args.num_steps
+    batch = f"--num-envs {args.num_envs} times --num-steps {args.num_steps} makes batches of {batch_size}"
+    if batch_size % args.num_minibatches:
+        fail(f"{batch}, which cannot be split into --num-minibatches {args.num_minibatches} of equal size")
+    if args.total_timesteps < batch_size:
+        fail(f"{batch}, which is more than --total-timesteps {args.total_timesteps}")
+    available = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available[args.device]:
+        fail(f"--device {args.device}: PyTorch finds no such device here; use --device cpu")
+    if args.track and not importlib.util.find_spec("wandb"):
+        fail("--track needs Weights & Biases: pip install wandb")
+
+
+class LineBar(tqdm):
+    """A progress bar for output that goes to a file: each state is a line of its own."""
+
+    @staticmethod
+    def status_printer(file):
+        return lambda text: print(text, file=file, flush=True)
+
+
+def progress_bar(total: int, text: str) -> tqdm:
+    """Return a bar that is redrawn on a terminal, and written as a line every ten seconds elsewhere."""
+    bar_format = "{n_fmt}/{total_fmt} steps |{bar:20}| {rate_noinv_fmt}{postfix}, {remaining} left"
+    bar, mininterval = (tqdm, 0.5) if sys.stderr.isatty() else (LineBar, 10)
+    return bar(total=total, unit=" steps", postfix=text, bar_format=bar_format, mininterval=mininterval, miniters=1)
+
+
+def mean_stats(stats: list[dict[str, Tensor]]) -> dict[str, float]:
+    """Average the statistics of some minibatches; the only point where an update waits for the device."""
+    means = torch.stack([torch.stack(tuple(s.values())) for s in stats]).mean(dim=0)
+    return dict(zip(stats[0], means.tolist(), strict=True))
+
+
+def summary(returns: deque[float]) -> str:
+    if not returns:
+        return "no episode finished yet"
+    return f"mean return of the last {len(returns)} episodes {np.mean(returns):.1f}"
+
+
+def main(args: Args) -> Agent:
+    """Train and return the agent."""
+    check_args(args)
+    batch_size = args.num_envs * args.num_steps
+    num_iterations = args.total_timesteps // batch_size
+    run_dir = Path("runs") / f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
+    device = torch.device("cpu" if args.device == "auto" else args.device)
+    torch.set_num_threads(1)  # a second thread does not make networks this small faster; leave it to a second seed
+    random.seed(args.seed)
+    np.random.seed(args.seed)
+    torch.manual_seed(args.seed)
+    torch.backends.cudnn.deterministic = args.torch_deterministic
+
+    envs = make_envs(args, run_dir)
+    normalizer = VecNormalize(envs, args.gamma)
+    agent = Agent(envs, args.shared_network).to(device)
+    optimizer = optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)  # Core 3: not 1e-8
+    if args.track:
+        import wandb
+
+        wandb.init(name=run_dir.name, config=asdict(args), sync_tensorboard=True, save_code=True)
+    writer = SummaryWriter(run_dir)
+    writer.add_text("hyperparameters", "\n".join(f"    {name}: {value}" for name, value in asdict(args).items()))
+
+    # The rollout; these buffers are filled anew in every iteration.
+    obs = torch.zeros((args.num_steps, args.num_envs, *envs.single_observation_space.shape), device=device)
+    actions = torch.zeros((args.num_steps, args.num_envs, *envs.single_action_space.shape), device=device)
+    logprobs = torch.zeros((args.num_steps, args.num_envs), device=device)
+    rewards = torch.zeros((args.num_steps, args.num_envs), device=device)
+    dones = torch.zeros((args.num_steps, args.num_envs), device=device)
+    values = torch.zeros((args.num_steps, args.num_envs), device=device)
+
+    global_step = 0
+    episode_returns, episode_lengths = np.zeros(args.num_envs), np.zeros(args.num_envs, dtype=np.int64)
+    recent_returns = deque(maxlen=100)
+    progress = progress_bar(num_iterations * batch_size, summary(recent_returns))
+    next_obs, _ = envs.reset(seed=args.seed)  # Gymnasium gives environment i the seed args.seed + i
+    next_obs = torch.as_tensor(normalizer.observe(next_obs), dtype=torch.float32, device=device)  # (num_envs, obs_size)
+    next_done = torch.zeros(args.num_envs, device=device)
+
+    for iteration in range(num_iterations):
+        iteration_start = time.perf_counter()
+        remaining = 1 - iteration / num_iterations  # 1 in the first iteration
+        # Core 4: the learning rate falls linearly; the first update runs at the full rate
+        lr = args.learning_rate * (remaining if args.anneal_lr else 1)
+        clip_coef = args.clip_coef * (remaining if args.anneal_clip_coef else 1)  # Aux 1: the same for the clip range
+        optimizer.param_groups[0]["lr"] = lr
+
+        # Roll out num_steps steps of every environment; next_obs and next_done carry over to the next iteration.
+        for step in range(args.num_steps):
+            obs[step], dones[step] = next_obs, next_done
+            with torch.no_grad():
+                actions[step], logprobs[step], _, values[step] = agent.get_action_and_value(next_obs)
+            # Continuous 5: the environment gets the clipped action, the learner keeps the one that was sampled
+            action = np.clip(actions[step].cpu().numpy(), envs.single_action_space.low, envs.single_action_space.high)
+            next_obs, reward, terminated, truncated, infos = envs.step(action)
+            done = terminated | truncated
+            rewards[step] = torch.as_tensor(normalizer.scale(reward, done), dtype=torch.float32)
+            if args.bootstrap_truncated and (cut := truncated & ~terminated).any():
+                # The episode was cut, not over: what would have followed is worth V(final observation).
+                final_obs = normalizer.normalize(np.stack(infos["final_obs"][cut]))
+                final_obs = torch.as_tensor(final_obs, dtype=torch.float32, device=device)
+                with torch.no_grad():
+                    rewards[step, cut] += args.gamma * agent.get_value(final_obs)
+            next_obs = torch.as_tensor(normalizer.observe(next_obs), dtype=torch.float32, device=device)
+            next_done = torch.as_tensor(done, dtype=torch.float32, device=device)
+
+            global_step += args.num_envs
+            episode_returns += reward
+            episode_lengths += 1
+            for i in np.flatnonzero(done):
+                recent_returns.append(episode_returns[i])
+                writer.add_scalar("charts/episodic_return", episode_returns[i], global_step)
+                writer.add_scalar("charts/episodic_length", episode_lengths[i], global_step)
+                episode_returns[i] = episode_lengths[i] = 0
+
+        with torch.no_grad():
+            next_value = agent.get_value(next_obs)
+        # advantages and returns are (num_steps, num_envs)
+        advantages, returns = compute_gae(rewards, values, dones, next_value, next_done, args.gamma, args.gae_lambda)
+
+        # Learn from the batch of all rows, several times over.
+        batch = Batch(*(x.flatten(0, 1) for x in (obs, actions, logprobs, values, advantages, returns)))
+        stats = []
+        for _ in range(args.update_epochs):
+            # Core 6: every epoch visits every row once, in minibatches of a new random order
+            for rows in torch.randperm(len(batch.obs), device=device).tensor_split(args.num_minibatches):
+                mb = Batch(*(field[rows] for field in batch))
+                loss, mb_stats = ppo_loss(agent, mb, clip_coef, args)
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)  # Core 11: the norm over all weights
+                optimizer.step()
+                stats.append(mb_stats)
+            # Aux 3: stop early when this epoch moved the policy too far
+            if args.target_kl is not None and mean_stats(stats[-args.num_minibatches :])["approx_kl"] > args.target_kl:
+                break
+
+        for name, value in mean_stats(stats).items():
+            writer.add_scalar(f"losses/{name}", value, global_step)
+        explained_variance = 1 - (batch.returns - batch.values).var() / batch.returns.var()
+        writer.add_scalar("losses/explained_variance", explained_variance.item(), global_step)
+        writer.add_scalar("charts/learning_rate", lr, global_step)
+        writer.add_scalar("charts/SPS", batch_size / (time.perf_counter() - iteration_start), global_step)
+        progress.set_postfix_str(summary(recent_returns), refresh=False)
+        progress.update(batch_size)
+
+    progress.close()
+    envs.close()
+    writer.close()
+    print(f"{global_step:,} steps, {summary(recent_returns)}. The curves: tensorboard --logdir {run_dir}")
+    return agent
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
