@@ -10,16 +10,18 @@
 python ppo.py --env-id CartPole-v1
 """
 
+import atexit
 import difflib
 import importlib.util
+import os
 import random
-import re
+import signal
 import sys
 import time
-from collections import deque
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple, NoReturn
+from typing import ClassVar, Literal, NamedTuple, NoReturn
 
 import envpool
 import gymnasium as gym
@@ -58,29 +60,27 @@ class Args:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto is CUDA where there is a GPU, else the CPU
     exp_name: str = Path(__file__).stem  # name of the experiment, part of the name of the run folder
     capture_video: bool = False  # record videos of the first environment into the run folder
+    save_every: int = 100  # updates between two checkpoints
+    # run folder to go on with; it keeps its arguments, only these may change: --total-timesteps, --device,
+    # --save-every, --capture-video, --track
+    resume: Path | None = None
     track: bool = False  # log to Weights & Biases too (it reads WANDB_PROJECT, WANDB_ENTITY and WANDB_MODE)
 
 
-# Environments
-
-
-def make_envs(args: Args) -> gym.vector.VectorEnv:
+def make_envs(args: Args, seeds: list[int]) -> gym.vector.VectorEnv:
     """Make the vector environment, or end with one line that says why this script cannot train on it."""
-    atari_ids = [
-        name for name in envpool.list_all_envs() if envpool.registration.registry.specs[name][0] == "envpool.atari"
-    ]
-    if args.env_id not in envpool.list_all_envs():
-        game = re.sub(r"^(ALE/)?(.+?)(NoFrameskip|Deterministic)?-v\d+$", r"\2-v5", args.env_id)
-        names = [game] if game in atari_ids else difflib.get_close_matches(args.env_id, atari_ids, cutoff=0.5)
-        fail(f"EnvPool has no environment {args.env_id}; the closest names are: {', '.join(names) or 'none'}")
-    if args.env_id not in atari_ids:
-        fail(f"{args.env_id} is no Atari game: use ppo.py (discrete actions) or ppo_continuous_action.py")
-    # Core 1: one policy steps all environments side by side. EnvPool gives environment i the seed args.seed + i.
+    specs = envpool.registration.registry.specs
+    games = [name for name, (module, *_) in specs.items() if module == "envpool.atari"]
+    if args.env_id not in games:
+        name = args.env_id.removeprefix("ALE/").replace("NoFrameskip-v4", "-v5")
+        names = difflib.get_close_matches(name, games, cutoff=0.5)
+        fail(f"EnvPool has no Atari game {args.env_id}; the closest names are: {', '.join(names) or 'none'}")
+    # Core 1: one policy steps all environments side by side.
     return envpool.make(
         args.env_id,
         env_type="gymnasium",
         num_envs=args.num_envs,
-        seed=args.seed,
+        seed=seeds,
         noop_max=30,  # Atari 1: 1 to 30 no-ops on reset
         frame_skip=4,  # Atari 2: each action is repeated 4 times; the last two frames' maximum is seen
         repeat_action_probability=0.0,
@@ -93,9 +93,6 @@ def make_envs(args: Args) -> gym.vector.VectorEnv:
         stack_num=4,  # Atari 7: four frames, so that motion can be seen
         render_mode="rgb_array" if args.capture_video else None,
     )
-
-
-# The agent
 
 
 def layer_init(layer: nn.Module, std: float = 2**0.5, bias: float = 0.0) -> nn.Module:
@@ -139,9 +136,6 @@ class Agent(nn.Module):
         return action, probs.log_prob(action), probs.entropy(), self.critic(hidden).squeeze(-1)
 
 
-# The algorithm
-
-
 class Batch(NamedTuple):
     """What the learner sees of each row; a minibatch is a Batch of some of the rows."""
 
@@ -153,15 +147,7 @@ class Batch(NamedTuple):
     returns: Tensor  # (rows,) target of the value function
 
 
-def compute_gae(
-    rewards: Tensor,
-    values: Tensor,
-    dones: Tensor,
-    next_value: Tensor,
-    next_done: Tensor,
-    gamma: float,
-    gae_lambda: float,
-) -> tuple[Tensor, Tensor]:
+def compute_gae(rewards, values, dones, next_value, next_done, gamma, gae_lambda) -> tuple[Tensor, Tensor]:
     """Core 5: generalized advantage estimation (Schulman et al. 2016, eq. 16; baselines ppo2/runner.py#L56-L65).
 
     `rewards`, `values` and `dones` are (num_steps, num_envs); `dones[t]` is 1 where `obs[t]` begins an episode.
@@ -184,7 +170,6 @@ def ppo_loss(agent: Agent, mb: Batch, clip_coef: float, args: Args) -> tuple[Ten
     _, logprobs, entropy, values = agent.get_action_and_value(mb.obs, mb.actions)
     logratio = logprobs - mb.logprobs
     ratio = logratio.exp()
-
     advantages = mb.advantages
     if args.norm_adv:  # Core 7: per minibatch, with the population standard deviation
         advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
@@ -215,69 +200,161 @@ def ppo_loss(agent: Agent, mb: Batch, clip_coef: float, args: Args) -> tuple[Ten
     return loss, stats
 
 
-# What serves the user
+# From here to `main`: what serves the user and not the algorithm.
 
 
-def fail(message: str) -> NoReturn:
-    """End with one line on stderr and exit code 2, the code for wrong usage."""
+def fail(message: str, code: int = 2) -> NoReturn:
+    """End with one line on stderr; exit code 2 stands for wrong usage."""
     print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(code)
 
 
 def check_args(args: Args) -> None:
     """End with one line that says what to change if the arguments make no sense."""
-    bounds = dict.fromkeys(("total_timesteps", "num_envs", "num_steps", "num_minibatches", "update_epochs"), (1, 2**62))
+    sizes = ("total_timesteps", "num_envs", "num_steps", "num_minibatches", "update_epochs", "save_every")
+    bounds = {"gamma": (0, 1), "gae_lambda": (0, 1), "seed": (0, 2**31 - 1)} | dict.fromkeys(sizes, (1, 2**62))
     bounds |= dict.fromkeys(("learning_rate", "clip_coef", "max_grad_norm"), (0, 1e9))
-    bounds |= {"gamma": (0, 1), "gae_lambda": (0, 1), "seed": (0, 2**31 - 1)}
     for name, (low, high) in bounds.items():
         if not low <= getattr(args, name) <= high:
             fail(f"--{name.replace('_', '-')} must lie between {low} and {high}, not at {getattr(args, name)}")
     batch_size = args.num_envs * args.num_steps
-    batch = f"--num-envs {args.num_envs} times --num-steps {args.num_steps} makes batches of {batch_size}"
     if batch_size % args.num_minibatches:
-        fail(f"{batch}, which cannot be split into --num-minibatches {args.num_minibatches} of equal size")
+        fail(
+            f"--num-envs times --num-steps is {batch_size}: --num-minibatches {args.num_minibatches} does not divide it"
+        )
     if args.total_timesteps < batch_size:
-        fail(f"{batch}, which is more than --total-timesteps {args.total_timesteps}")
-    available = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available[args.device]:
+        fail(
+            f"--total-timesteps {args.total_timesteps} is less than --num-envs times --num-steps, which is {batch_size}"
+        )
+    if args.device != "auto" and not torch.get_device_module(args.device).is_available():
         fail(f"--device {args.device}: PyTorch finds no such device here; use --device cpu")
     if args.track and not importlib.util.find_spec("wandb"):
         fail("--track needs Weights & Biases: pip install wandb")
 
 
-class LineBar(tqdm):
-    """A progress bar for output that goes to a file: each state is a line of its own."""
+def load_checkpoint(path: Path) -> dict:
+    """Read the checkpoint of a run of this script, or end with one line that says what is wrong with it."""
+    path = path / "checkpoint.pt" if path.is_dir() else path
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # a stranger's file cannot run code
+        script, version = checkpoint["script"], checkpoint["version"]
+    except Exception as error:  # whatever a damaged file makes the unpickler raise
+        problem = "does not exist" if isinstance(error, FileNotFoundError) else "is damaged, or is no checkpoint"
+        fail(f"{path} {problem}: --resume takes the folder of a run, runs/...")
+    if (script, version) != (Path(__file__).stem, 1):
+        fail(f"{path} is by {script}.py in format {version}, but {Path(__file__).name} reads its own format 1")
+    return checkpoint
 
-    @staticmethod
-    def status_printer(file):
-        return lambda text: print(text, file=file, flush=True)
 
-
-def progress_bar(total: int, text: str) -> tqdm:
-    """Return a bar that is redrawn on a terminal, and written as a line every ten seconds elsewhere."""
-    bar_format = "{n_fmt}/{total_fmt} steps |{bar:20}| {rate_noinv_fmt}{postfix}, {remaining} left"
-    bar, mininterval = (tqdm, 0.5) if sys.stderr.isatty() else (LineBar, 10)
-    return bar(total=total, unit=" steps", postfix=text, bar_format=bar_format, mininterval=mininterval, miniters=1)
+def parse_args() -> Args:
+    """Read the command line; with --resume, what it leaves out comes from the checkpoint."""
+    args = tyro.cli(Args)
+    if args.resume:
+        saved = load_checkpoint(args.resume)["args"] | {"resume": args.resume}
+        args = tyro.cli(Args, default=Args(**saved))
+        for name in saved.keys() - {"total_timesteps", "device", "save_every", "capture_video", "track"}:
+            if getattr(args, name) != saved[name]:
+                fail(f"--{name.replace('_', '-')} is {saved[name]} in the run to resume and cannot change")
+    return args
 
 
 def mean_stats(stats: list[dict[str, Tensor]]) -> dict[str, float]:
-    """Average the statistics of some minibatches; the only point where an update waits for the device."""
+    """Average the statistics of some minibatches; this is where the program waits for the device."""
     means = torch.stack([torch.stack(tuple(s.values())) for s in stats]).mean(dim=0)
     return dict(zip(stats[0], means.tolist(), strict=True))
 
 
-def summary(returns: deque[float]) -> str:
-    if not returns:
-        return "no episode finished yet"
-    return f"mean return of the last {len(returns)} episodes {np.mean(returns):.1f}"
+class Run:
+    """The run folder with its log and checkpoint, the progress bar, and an orderly end after Ctrl-C or SIGTERM."""
+
+    signals: ClassVar[list[int]] = []  # those that came
+
+    def __init__(self, args: Args):
+        checkpoint = load_checkpoint(args.resume) if args.resume else {"iteration": 0, "global_step": 0}
+        self.args, self.checkpoint, self.returns, self.last_update = args, checkpoint, [], time.perf_counter()
+        self.iteration, self.global_step = checkpoint["iteration"], checkpoint["global_step"]
+        self.num_iterations = args.total_timesteps // (args.num_envs * args.num_steps)
+        self.dir = Path("runs") / f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
+        if args.resume:
+            self.dir = args.resume if args.resume.is_dir() else args.resume.parent
+
+    def start(self, **parts) -> None:
+        """Open log and progress bar; `parts` are what a checkpoint keeps, restored here if the run is resumed."""
+        self.parts = parts
+        if self.args.resume:
+            for name, part in parts.items():
+                part.load_state_dict(self.checkpoint[name])
+            torch.set_rng_state(self.checkpoint["rng"])
+        if self.args.track:
+            importlib.import_module("wandb").init(
+                id=self.dir.name, resume="allow", config=self.args, sync_tensorboard=True
+            )
+        # purge_step: a resumed run logs again what was logged between its checkpoint and the interruption.
+        self.writer = SummaryWriter(self.dir, purge_step=self.global_step + 1)
+        self.writer.add_text(
+            "arguments", "\n".join(f"    {name}: {value}" for name, value in asdict(self.args).items())
+        )
+        total = self.num_iterations * self.args.num_envs * self.args.num_steps
+        self.bar = tqdm(total=total, initial=self.global_step, unit=" steps", mininterval=0.5, miniters=1, delay=1e-9)
+        if not sys.stderr.isatty():  # in a file, each state of the bar is a line of its own, every ten seconds
+            self.bar.mininterval, self.bar.sp = 10, partial(print, file=sys.stderr, flush=True)
+        self.bar.set_postfix_str(self.summary())
+
+    def summary(self) -> str:
+        last = self.returns[-100:]
+        return (
+            f"mean return of the last {len(last)} episodes {np.mean(last):.1f}" if last else "no episode finished yet"
+        )
+
+    def log_episode(self, episodic_return: float, episodic_length: int) -> None:
+        self.returns.append(episodic_return)
+        self.writer.add_scalar("charts/episodic_return", episodic_return, self.global_step)
+        self.writer.add_scalar("charts/episodic_length", episodic_length, self.global_step)
+
+    def end_update(self, scalars: dict[str, float]) -> None:
+        """Log an update, save a checkpoint where one is due, and end the run where a signal asked for it."""
+        self.iteration += 1
+        self.last_update, seconds = time.perf_counter(), time.perf_counter() - self.last_update
+        scalars["charts/SPS"] = (self.global_step - self.bar.n) / seconds
+        for tag, value in scalars.items():
+            self.writer.add_scalar(tag, value, self.global_step)
+            if not np.isfinite(value) and tag != "losses/explained_variance":  # never save a broken agent
+                fail(f"{tag} became {value} in update {self.iteration}; try a smaller --learning-rate", code=1)
+        self.bar.set_postfix_str(self.summary(), refresh=False)
+        self.bar.update(self.global_step - self.bar.n)
+        if self.signals or self.iteration % self.args.save_every == 0 or self.iteration == self.num_iterations:
+            self.save()
+        if self.signals:
+            raise SystemExit(128 + self.signals[0])
+
+    def save(self) -> None:
+        """Replace the checkpoint in one go: whatever happens while it is written, the one before survives."""
+        checkpoint = {name: part.state_dict() for name, part in self.parts.items()}
+        checkpoint |= {"version": 1, "script": Path(__file__).stem, "args": asdict(self.args) | {"resume": None}}
+        checkpoint |= {"iteration": self.iteration, "global_step": self.global_step, "rng": torch.get_rng_state()}
+        self.writer.flush()
+        try:
+            with open(self.dir / "checkpoint.tmp", "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(file.name, self.dir / "checkpoint.pt")
+        except (OSError, RuntimeError) as error:  # a RuntimeError is how torch.save reports a full disk
+            fail(f"no checkpoint written to {self.dir}, the one before is kept: {error}", code=1)
+        atexit.unregister(print)
+        atexit.register(print, f"to go on: python {Path(__file__).name} --resume {self.dir}", file=sys.stderr)
+
+    def finish(self) -> None:
+        atexit.unregister(print)
+        self.bar.close()
+        self.writer.close()
+        print(f"{self.global_step:,} steps, {self.summary()}. The curves: tensorboard --logdir {self.dir}")
 
 
 def main(args: Args) -> Agent:
     """Train and return the agent."""
     check_args(args)
-    batch_size = args.num_envs * args.num_steps
-    num_iterations = args.total_timesteps // batch_size
-    run_dir = Path("runs") / f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
+    run = Run(args)
     best_device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(best_device if args.device == "auto" else args.device)
     random.seed(args.seed)
@@ -285,38 +362,26 @@ def main(args: Args) -> Agent:
     torch.manual_seed(args.seed)
     torch.backends.cudnn.deterministic = args.torch_deterministic
 
-    envs = make_envs(args)
+    # Every environment gets a seed of its own, and another one after a resume.
+    seeds = np.random.SeedSequence([args.seed, run.iteration]).generate_state(args.num_envs) >> 1
+    envs = make_envs(args, seeds.tolist())
     agent = Agent(envs).to(device)
     optimizer = optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)  # Core 3: not 1e-8
-    if args.track:
-        import wandb
+    run.start(agent=agent, optimizer=optimizer)
 
-        wandb.init(name=run_dir.name, config=asdict(args), sync_tensorboard=True, save_code=True)
-    writer = SummaryWriter(run_dir)
-    writer.add_text("hyperparameters", "\n".join(f"    {name}: {value}" for name, value in asdict(args).items()))
-
-    # The rollout; these buffers are filled anew in every iteration.
-    # The images lie in memory with their channels last, as convolutions like them best.
+    # The rollout. The images lie in memory with their channels last, as convolutions like them best.
     obs = torch.zeros((args.num_steps, args.num_envs, 84, 84, 4), dtype=torch.uint8, device=device)
     obs = obs.permute(0, 1, 4, 2, 3)  # (num_steps, num_envs, 4, 84, 84)
     actions = torch.zeros((args.num_steps, args.num_envs), dtype=torch.int64, device=device)
-    logprobs = torch.zeros((args.num_steps, args.num_envs), device=device)
-    rewards = torch.zeros((args.num_steps, args.num_envs), device=device)
-    dones = torch.zeros((args.num_steps, args.num_envs), device=device)
-    values = torch.zeros((args.num_steps, args.num_envs), device=device)
-    cuts = torch.zeros((args.num_steps, args.num_envs), device=device)  # 1 where a time limit ended the episode
+    logprobs, rewards, dones, values, cuts = torch.zeros((5, args.num_steps, args.num_envs), device=device)
 
-    global_step = 0
     game_returns = np.zeros(args.num_envs)
-    recent_returns = deque(maxlen=100)
-    progress = progress_bar(num_iterations * batch_size, summary(recent_returns))
     next_obs, _ = envs.reset()
     next_obs = torch.as_tensor(next_obs, device=device)  # (num_envs, 4, 84, 84) uint8
     next_done = torch.zeros(args.num_envs, device=device)
 
-    for iteration in range(num_iterations):
-        iteration_start = time.perf_counter()
-        remaining = 1 - iteration / num_iterations  # 1 in the first iteration
+    for iteration in range(run.iteration, run.num_iterations):
+        remaining = 1 - iteration / run.num_iterations  # 1 in the first iteration
         # Core 4: the learning rate falls linearly; the first update runs at the full rate
         lr = args.learning_rate * (remaining if args.anneal_lr else 1)
         clip_coef = args.clip_coef * (remaining if args.anneal_clip_coef else 1)  # Aux 1: the same for the clip range
@@ -334,13 +399,11 @@ def main(args: Args) -> Agent:
             next_obs = torch.as_tensor(next_obs, device=device)
             next_done = torch.as_tensor(done, dtype=torch.float32, device=device)
 
-            global_step += args.num_envs
+            run.global_step += args.num_envs
             # The reported returns are those of the whole game and of the true rewards.
             game_returns += infos["reward"]
             for i in np.flatnonzero(truncated | (infos["terminated"] == 1)):
-                recent_returns.append(game_returns[i])
-                writer.add_scalar("charts/episodic_return", game_returns[i], global_step)
-                writer.add_scalar("charts/episodic_length", infos["elapsed_step"][i], global_step)
+                run.log_episode(game_returns[i], infos["elapsed_step"][i])
                 game_returns[i] = 0
 
         with torch.no_grad():
@@ -365,28 +428,24 @@ def main(args: Args) -> Agent:
                 loss, mb_stats = ppo_loss(agent, mb, clip_coef, args)
                 optimizer.zero_grad()
                 loss.backward()
-                nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)  # Core 11: the norm over all weights
+                # Core 11: the norm over all weights
+                mb_stats["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
                 optimizer.step()
                 stats.append(mb_stats)
             # Aux 3: stop early when this epoch moved the policy too far
-            if args.target_kl is not None and mean_stats(stats[-args.num_minibatches :])["approx_kl"] > args.target_kl:
+            if args.target_kl and mean_stats(stats[-args.num_minibatches :])["approx_kl"] > args.target_kl:
                 break
 
-        for name, value in mean_stats(stats).items():
-            writer.add_scalar(f"losses/{name}", value, global_step)
-        explained_variance = 1 - (batch.returns - batch.values).var() / batch.returns.var()
-        writer.add_scalar("losses/explained_variance", explained_variance.item(), global_step)
-        writer.add_scalar("charts/learning_rate", lr, global_step)
-        writer.add_scalar("charts/SPS", batch_size / (time.perf_counter() - iteration_start), global_step)
-        progress.set_postfix_str(summary(recent_returns), refresh=False)
-        progress.update(batch_size)
+        scalars = {f"losses/{name}": mean for name, mean in mean_stats(stats).items()}
+        scalars["losses/explained_variance"] = (1 - (batch.returns - batch.values).var() / batch.returns.var()).item()
+        run.end_update(scalars | {"charts/learning_rate": lr})
 
-    progress.close()
     envs.close()
-    writer.close()
-    print(f"{global_step:,} steps, {summary(recent_returns)}. The curves: tensorboard --logdir {run_dir}")
+    run.finish()
     return agent
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    for number in (signal.SIGINT, signal.SIGTERM):  # the first is noted, a second one kills
+        signal.signal(number, lambda n, _: (Run.signals.append(n), signal.signal(n, signal.SIG_DFL)))
+    main(parse_args())

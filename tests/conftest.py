@@ -1,0 +1,26 @@
+"""What all tests share: a working directory of their own, and deterministic, single-threaded PyTorch."""
+
+import pytest
+import torch
+
+SCRIPTS = ["ppo", "ppo_atari", "ppo_atari_envpool", "ppo_continuous_action"]
+
+# The fewest arguments that give a real run of each script: three updates of a tiny batch.
+TINY = {
+    "ppo": {"num_envs": 2, "num_steps": 16, "total_timesteps": 96},
+    "ppo_atari": {"num_envs": 2, "num_steps": 16, "total_timesteps": 96},
+    "ppo_atari_envpool": {"num_envs": 2, "num_steps": 16, "total_timesteps": 96},
+    "ppo_continuous_action": {"num_steps": 64, "num_minibatches": 4, "update_epochs": 2, "total_timesteps": 192},
+}
+
+
+@pytest.fixture(autouse=True)
+def working_directory(tmp_path, monkeypatch):
+    """Run every test in an empty folder, so that `runs/` never lands in the repository."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
