@@ -61,8 +61,7 @@ class Args:
     exp_name: str = Path(__file__).stem  # name of the experiment, part of the name of the run folder
     capture_video: bool = False  # record videos of the first environment into the run folder
     save_every: int = 100  # updates between two checkpoints
-    # run folder to go on with; it keeps its arguments, only these may change: --total-timesteps, --device,
-    # --save-every, --capture-video, --track
+    # run folder to go on with; may change: --total-timesteps, --device, --save-every, --capture-video, --track
     resume: Path | None = None
     track: bool = False  # log to Weights & Biases too (it reads WANDB_PROJECT, WANDB_ENTITY and WANDB_MODE)
 
@@ -109,16 +108,11 @@ class Agent(nn.Module):
         super().__init__()
         # Atari 8: the network of Mnih et al. (2015), shared by policy and value (common/models.py#L15-L26)
         self.network = nn.Sequential(
-            layer_init(nn.Conv2d(4, 32, 8, stride=4)),
-            nn.ReLU(),
-            layer_init(nn.Conv2d(32, 64, 4, stride=2)),
-            nn.ReLU(),
-            layer_init(nn.Conv2d(64, 64, 3, stride=1)),
-            nn.ReLU(),
-            nn.Flatten(),
-            layer_init(nn.Linear(64 * 7 * 7, 512)),
-            nn.ReLU(),
-        )
+            layer_init(nn.Conv2d(4, 32, 8, stride=4)), nn.ReLU(),
+            layer_init(nn.Conv2d(32, 64, 4, stride=2)), nn.ReLU(),
+            layer_init(nn.Conv2d(64, 64, 3, stride=1)), nn.ReLU(),
+            nn.Flatten(), layer_init(nn.Linear(64 * 7 * 7, 512)), nn.ReLU(),
+        )  # fmt: skip
         # The small gain of the policy head makes all actions about equally likely at the start.
         self.actor = layer_init(nn.Linear(512, envs.single_action_space.n), std=0.01)
         self.critic = layer_init(nn.Linear(512, 1), std=1.0)
@@ -154,8 +148,7 @@ def compute_gae(rewards, values, dones, next_value, next_done, gamma, gae_lambda
     `next_value` and `next_done`, (num_envs,), belong to the observation after the last step.
     Returns the advantages and the value targets, both (num_steps, num_envs).
     """
-    # Row t takes the flag of the step it made: did the episode go on after it?
-    continues = 1.0 - torch.cat([dones[1:], next_done[None]])
+    continues = 1.0 - torch.cat([dones[1:], next_done[None]])  # did the episode go on after step t?
     next_values = torch.cat([values[1:], next_value[None]])
     deltas = rewards + gamma * continues * next_values - values
     advantages = torch.zeros_like(rewards)
@@ -173,38 +166,26 @@ def ppo_loss(agent: Agent, mb: Batch, clip_coef: float, args: Args) -> tuple[Ten
     advantages = mb.advantages
     if args.norm_adv:  # Core 7: per minibatch, with the population standard deviation
         advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
-
     # Core 8: the pessimistic of the clipped and the unclipped objective
     clipped_ratio = ratio.clamp(1 - clip_coef, 1 + clip_coef)
     policy_loss = -torch.min(advantages * ratio, advantages * clipped_ratio).mean()
-
     value_losses = (values - mb.returns) ** 2
     if args.clip_vloss:  # Core 9: the value may move by clip_coef at most, too
         clipped_values = mb.values + (values - mb.values).clamp(-clip_coef, clip_coef)
         value_losses = torch.max(value_losses, (clipped_values - mb.returns) ** 2)
     value_loss = 0.5 * value_losses.mean()
-
     entropy = entropy.mean()
     loss = policy_loss - args.ent_coef * entropy + args.vf_coef * value_loss  # Core 10: one loss, one optimiser
-
     with torch.no_grad():  # Core 12: debug variables
-        stats = {
-            "policy_loss": policy_loss.detach(),
-            "value_loss": value_loss.detach(),
-            "entropy": entropy.detach(),
-            "old_approx_kl": -logratio.mean(),
-            # Never negative, and of less variance than the line above: Schulman's "Approximating KL Divergence" (2020)
-            "approx_kl": (ratio - 1 - logratio).mean(),
-            "clipfrac": ((ratio - 1).abs() > clip_coef).float().mean(),
-        }
+        stats = {"policy_loss": policy_loss.detach(), "value_loss": value_loss.detach(), "entropy": entropy.detach()}
+        stats["old_approx_kl"] = -logratio.mean()
+        stats["approx_kl"] = (ratio - 1 - logratio).mean()  # never negative, less variance (Schulman 2020)
+        stats["clipfrac"] = ((ratio - 1).abs() > clip_coef).float().mean()
     return loss, stats
 
 
-# From here to `main`: what serves the user and not the algorithm.
-
-
 def fail(message: str, code: int = 2) -> NoReturn:
-    """End with one line on stderr; exit code 2 stands for wrong usage."""
+    """End with one line on stderr; exit code 2 stands for wrong usage. (From here to `main`: no algorithm.)"""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(code)
 
@@ -219,13 +200,9 @@ def check_args(args: Args) -> None:
             fail(f"--{name.replace('_', '-')} must lie between {low} and {high}, not at {getattr(args, name)}")
     batch_size = args.num_envs * args.num_steps
     if batch_size % args.num_minibatches:
-        fail(
-            f"--num-envs times --num-steps is {batch_size}: --num-minibatches {args.num_minibatches} does not divide it"
-        )
+        fail(f"--num-minibatches {args.num_minibatches} does not divide --num-envs times --num-steps, {batch_size}")
     if args.total_timesteps < batch_size:
-        fail(
-            f"--total-timesteps {args.total_timesteps} is less than --num-envs times --num-steps, which is {batch_size}"
-        )
+        fail(f"--total-timesteps {args.total_timesteps} is less than --num-envs times --num-steps, {batch_size}")
     if args.device != "auto" and not torch.get_device_module(args.device).is_available():
         fail(f"--device {args.device}: PyTorch finds no such device here; use --device cpu")
     if args.track and not importlib.util.find_spec("wandb"):
@@ -238,23 +215,25 @@ def load_checkpoint(path: Path) -> dict:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # a stranger's file cannot run code
         script, version = checkpoint["script"], checkpoint["version"]
-    except Exception as error:  # whatever a damaged file makes the unpickler raise
-        problem = "does not exist" if isinstance(error, FileNotFoundError) else "is damaged, or is no checkpoint"
-        fail(f"{path} {problem}: --resume takes the folder of a run, runs/...")
+    except Exception:  # whatever a missing or damaged file makes the unpickler raise
+        fail(f"{path} is missing, damaged or no checkpoint: --resume takes the folder of a run, runs/...")
     if (script, version) != (Path(__file__).stem, 1):
         fail(f"{path} is by {script}.py in format {version}, but {Path(__file__).name} reads its own format 1")
-    return checkpoint
+    return checkpoint | {"run_dir": path.parent}
 
 
 def parse_args() -> Args:
     """Read the command line; with --resume, what it leaves out comes from the checkpoint."""
     args = tyro.cli(Args)
     if args.resume:
-        saved = load_checkpoint(args.resume)["args"] | {"resume": args.resume}
+        checkpoint = load_checkpoint(args.resume)
+        saved = checkpoint["args"] | {"resume": args.resume}
         args = tyro.cli(Args, default=Args(**saved))
         for name in saved.keys() - {"total_timesteps", "device", "save_every", "capture_video", "track"}:
             if getattr(args, name) != saved[name]:
                 fail(f"--{name.replace('_', '-')} is {saved[name]} in the run to resume and cannot change")
+        if checkpoint["iteration"] >= args.total_timesteps // (args.num_envs * args.num_steps):
+            fail(f"the run is over, at {checkpoint['global_step']} steps: give it more with --total-timesteps")
     return args
 
 
@@ -269,69 +248,59 @@ class Run:
 
     signals: ClassVar[list[int]] = []  # those that came
 
-    def __init__(self, args: Args):
-        checkpoint = load_checkpoint(args.resume) if args.resume else {"iteration": 0, "global_step": 0}
-        self.args, self.checkpoint, self.returns, self.last_update = args, checkpoint, [], time.perf_counter()
-        self.iteration, self.global_step = checkpoint["iteration"], checkpoint["global_step"]
-        self.num_iterations = args.total_timesteps // (args.num_envs * args.num_steps)
-        self.dir = Path("runs") / f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
+    def __init__(self, args: Args, run_dir: Path, checkpoint: dict, **parts):
+        """Open log and progress bar; `parts` is what a checkpoint keeps, and is restored if the run is resumed."""
+        self.args, self.dir, self.parts, self.returns = args, run_dir, parts, []
+        self.global_step, self.last_update = checkpoint["global_step"], time.perf_counter()
         if args.resume:
-            self.dir = args.resume if args.resume.is_dir() else args.resume.parent
-
-    def start(self, **parts) -> None:
-        """Open log and progress bar; `parts` are what a checkpoint keeps, restored here if the run is resumed."""
-        self.parts = parts
-        if self.args.resume:
             for name, part in parts.items():
-                part.load_state_dict(self.checkpoint[name])
-            torch.set_rng_state(self.checkpoint["rng"])
-        if self.args.track:
-            importlib.import_module("wandb").init(
-                id=self.dir.name, resume="allow", config=self.args, sync_tensorboard=True
-            )
+                part.load_state_dict(checkpoint[name])
+            torch.set_rng_state(checkpoint["rng"][0])
+            torch.cuda.set_rng_state_all(checkpoint["rng"][1 : 1 + torch.cuda.device_count()])
+        if args.track:
+            importlib.import_module("wandb").init(id=run_dir.name, resume="allow", config=args, sync_tensorboard=True)
         # purge_step: a resumed run logs again what was logged between its checkpoint and the interruption.
-        self.writer = SummaryWriter(self.dir, purge_step=self.global_step + 1)
-        self.writer.add_text(
-            "arguments", "\n".join(f"    {name}: {value}" for name, value in asdict(self.args).items())
-        )
-        total = self.num_iterations * self.args.num_envs * self.args.num_steps
+        self.writer = SummaryWriter(run_dir, purge_step=self.global_step + 1)
+        self.writer.add_text("arguments", "\n".join(f"    {name}: {value}" for name, value in asdict(args).items()))
+        total = args.total_timesteps - args.total_timesteps % (args.num_envs * args.num_steps)
         self.bar = tqdm(total=total, initial=self.global_step, unit=" steps", mininterval=0.5, miniters=1, delay=1e-9)
         if not sys.stderr.isatty():  # in a file, each state of the bar is a line of its own, every ten seconds
             self.bar.mininterval, self.bar.sp = 10, partial(print, file=sys.stderr, flush=True)
-        self.bar.set_postfix_str(self.summary())
-
-    def summary(self) -> str:
-        last = self.returns[-100:]
-        return (
-            f"mean return of the last {len(last)} episodes {np.mean(last):.1f}" if last else "no episode finished yet"
-        )
+        self.bar.set_postfix_str("no episode finished yet")
 
     def log_episode(self, episodic_return: float, episodic_length: int) -> None:
         self.returns.append(episodic_return)
         self.writer.add_scalar("charts/episodic_return", episodic_return, self.global_step)
         self.writer.add_scalar("charts/episodic_length", episodic_length, self.global_step)
 
-    def end_update(self, scalars: dict[str, float]) -> None:
-        """Log an update, save a checkpoint where one is due, and end the run where a signal asked for it."""
-        self.iteration += 1
-        self.last_update, seconds = time.perf_counter(), time.perf_counter() - self.last_update
+    def end_update(self, iteration: int, scalars: dict[str, float]) -> None:
+        """Log the update, save a checkpoint where one is due, and end the run if it is over or a signal came."""
+        seconds, self.last_update = time.perf_counter() - self.last_update, time.perf_counter()
         scalars["charts/SPS"] = (self.global_step - self.bar.n) / seconds
         for tag, value in scalars.items():
             self.writer.add_scalar(tag, value, self.global_step)
             if not np.isfinite(value) and tag != "losses/explained_variance":  # never save a broken agent
-                fail(f"{tag} became {value} in update {self.iteration}; try a smaller --learning-rate", code=1)
-        self.bar.set_postfix_str(self.summary(), refresh=False)
+                fail(f"{tag} became {value} in update {iteration + 1}; try a smaller --learning-rate", code=1)
+        if last := self.returns[-100:]:
+            self.bar.set_postfix_str(f"mean return of the last {len(last)} episodes {np.mean(last):.1f}", refresh=False)
         self.bar.update(self.global_step - self.bar.n)
-        if self.signals or self.iteration % self.args.save_every == 0 or self.iteration == self.num_iterations:
-            self.save()
+        over = self.bar.n == self.bar.total
+        if over or self.signals or (iteration + 1) % self.args.save_every == 0:
+            self.save_checkpoint(iteration + 1)
         if self.signals:
             raise SystemExit(128 + self.signals[0])
+        if over:
+            atexit.unregister(print)
+            self.bar.close()
+            self.writer.close()
+            print(f"{self.bar.n:,} steps, {self.bar.postfix}. The curves: tensorboard --logdir {self.dir}")
 
-    def save(self) -> None:
+    def save_checkpoint(self, iteration: int) -> None:
         """Replace the checkpoint in one go: whatever happens while it is written, the one before survives."""
         checkpoint = {name: part.state_dict() for name, part in self.parts.items()}
         checkpoint |= {"version": 1, "script": Path(__file__).stem, "args": asdict(self.args) | {"resume": None}}
-        checkpoint |= {"iteration": self.iteration, "global_step": self.global_step, "rng": torch.get_rng_state()}
+        checkpoint |= {"iteration": iteration, "global_step": self.global_step}
+        checkpoint["rng"] = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
         self.writer.flush()
         try:
             with open(self.dir / "checkpoint.tmp", "wb") as file:
@@ -344,30 +313,26 @@ class Run:
         atexit.unregister(print)
         atexit.register(print, f"to go on: python {Path(__file__).name} --resume {self.dir}", file=sys.stderr)
 
-    def finish(self) -> None:
-        atexit.unregister(print)
-        self.bar.close()
-        self.writer.close()
-        print(f"{self.global_step:,} steps, {self.summary()}. The curves: tensorboard --logdir {self.dir}")
-
 
 def main(args: Args) -> Agent:
     """Train and return the agent."""
     check_args(args)
-    run = Run(args)
-    best_device = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(best_device if args.device == "auto" else args.device)
-    random.seed(args.seed)
-    np.random.seed(args.seed)
-    torch.manual_seed(args.seed)
+    num_iterations = args.total_timesteps // (args.num_envs * args.num_steps)
+    start = load_checkpoint(args.resume) if args.resume else {"iteration": 0, "global_step": 0}
+    run_name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
+    run_dir = start.get("run_dir", Path("runs", run_name))
+    gpu_or_cpu = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(gpu_or_cpu if args.device == "auto" else args.device)
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(args.seed)
     torch.backends.cudnn.deterministic = args.torch_deterministic
 
     # Every environment gets a seed of its own, and another one after a resume.
-    seeds = np.random.SeedSequence([args.seed, run.iteration]).generate_state(args.num_envs) >> 1
+    seeds = np.random.SeedSequence([args.seed, start["iteration"]]).generate_state(args.num_envs) >> 1
     envs = make_envs(args, seeds.tolist())
     agent = Agent(envs).to(device)
     optimizer = optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)  # Core 3: not 1e-8
-    run.start(agent=agent, optimizer=optimizer)
+    run = Run(args, run_dir, start, agent=agent, optimizer=optimizer)
 
     # The rollout. The images lie in memory with their channels last, as convolutions like them best.
     obs = torch.zeros((args.num_steps, args.num_envs, 84, 84, 4), dtype=torch.uint8, device=device)
@@ -380,8 +345,8 @@ def main(args: Args) -> Agent:
     next_obs = torch.as_tensor(next_obs, device=device)  # (num_envs, 4, 84, 84) uint8
     next_done = torch.zeros(args.num_envs, device=device)
 
-    for iteration in range(run.iteration, run.num_iterations):
-        remaining = 1 - iteration / run.num_iterations  # 1 in the first iteration
+    for iteration in range(start["iteration"], num_iterations):
+        remaining = 1 - iteration / num_iterations  # 1 in the first iteration
         # Core 4: the learning rate falls linearly; the first update runs at the full rate
         lr = args.learning_rate * (remaining if args.anneal_lr else 1)
         clip_coef = args.clip_coef * (remaining if args.anneal_clip_coef else 1)  # Aux 1: the same for the clip range
@@ -438,10 +403,9 @@ def main(args: Args) -> Agent:
 
         scalars = {f"losses/{name}": mean for name, mean in mean_stats(stats).items()}
         scalars["losses/explained_variance"] = (1 - (batch.returns - batch.values).var() / batch.returns.var()).item()
-        run.end_update(scalars | {"charts/learning_rate": lr})
+        run.end_update(iteration, scalars | {"charts/learning_rate": lr})
 
     envs.close()
-    run.finish()
     return agent
 
 
