@@ -109,6 +109,7 @@ class FireResetEnv(gym.Wrapper):
 
 def make_env(env_id: str, idx: int, capture_video: bool, run_dir: Path) -> gym.Env:
     """Make environment number `idx`; number 0 records videos if asked to."""
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner for every environment
     record = capture_video and idx == 0
     env = gym.make(env_id, frameskip=1, render_mode="rgb_array" if record else None)
     env = gym.wrappers.AtariPreprocessing(
@@ -132,7 +133,6 @@ def make_env(env_id: str, idx: int, capture_video: bool, run_dir: Path) -> gym.E
 
 def make_envs(args: Args, run_dir: Path) -> gym.vector.VectorEnv:
     """Make the vector environment, or end with one line that says why this script cannot train on it."""
-    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner for every environment
     games = [name for name, spec in gym.registry.items() if str(spec.entry_point).startswith("ale_py")]
     if args.env_id not in games:
         names = difflib.get_close_matches(args.env_id.replace("-v5", "NoFrameskip-v4"), games, cutoff=0.5)
@@ -313,10 +313,12 @@ class Run:
         self.writer = SummaryWriter(run_dir, purge_step=self.global_step + 1)
         self.writer.add_text("arguments", "\n".join(f"    {name}: {value}" for name, value in asdict(args).items()))
         total = args.total_timesteps - args.total_timesteps % (args.num_envs * args.num_steps)
-        self.bar = tqdm(total=total, initial=self.global_step, unit=" steps", mininterval=0.5, miniters=1, delay=1e-9)
+        options = {"unit": " steps", "mininterval": 0.5, "miniters": 1, "delay": 1e-9, "position": 0}
+        self.bar = tqdm(total=total, initial=self.global_step, **options)
         if not sys.stderr.isatty():  # in a file, each state of the bar is a line of its own, every ten seconds
-            self.bar.mininterval, self.bar.sp = 10, partial(print, file=sys.stderr, flush=True)
+            self.bar.mininterval, self.bar.sp = 10, lambda text: print(text, file=sys.stderr, flush=True)
         self.bar.set_postfix_str("no episode finished yet")
+        self.hint = lambda: print(f"to go on: python {Path(__file__).name} --resume {self.dir}", file=sys.stderr)
 
     def log_episode(self, episodic_return: float, episodic_length: int) -> None:
         self.returns.append(episodic_return)
@@ -338,9 +340,10 @@ class Run:
         if over or self.signals or (iteration + 1) % self.args.save_every == 0:
             self.save_checkpoint(iteration + 1)
         if self.signals:
+            self.bar.close()
             raise SystemExit(128 + self.signals[0])
         if over:
-            atexit.unregister(print)
+            atexit.unregister(self.hint)
             self.bar.close()
             self.writer.close()
             print(f"{self.bar.n:,} steps, {self.bar.postfix}. The curves: tensorboard --logdir {self.dir}")
@@ -360,8 +363,8 @@ class Run:
             os.replace(file.name, self.dir / "checkpoint.pt")
         except (OSError, RuntimeError) as error:  # a RuntimeError is how torch.save reports a full disk
             fail(f"no checkpoint written to {self.dir}, the one before is kept: {error}", code=1)
-        atexit.unregister(print)
-        atexit.register(print, f"to go on: python {Path(__file__).name} --resume {self.dir}", file=sys.stderr)
+        atexit.unregister(self.hint)
+        atexit.register(self.hint)
 
 
 def main(args: Args) -> Agent:

@@ -19,7 +19,6 @@ import signal
 import sys
 import time
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, NoReturn
 
@@ -28,6 +27,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
+from gymnasium.utils.save_video import capped_cubic_video_schedule, save_video
 from torch import Tensor, nn, optim
 from torch.distributions import Categorical
 from torch.utils.tensorboard import SummaryWriter
@@ -263,10 +263,12 @@ class Run:
         self.writer = SummaryWriter(run_dir, purge_step=self.global_step + 1)
         self.writer.add_text("arguments", "\n".join(f"    {name}: {value}" for name, value in asdict(args).items()))
         total = args.total_timesteps - args.total_timesteps % (args.num_envs * args.num_steps)
-        self.bar = tqdm(total=total, initial=self.global_step, unit=" steps", mininterval=0.5, miniters=1, delay=1e-9)
+        options = {"unit": " steps", "mininterval": 0.5, "miniters": 1, "delay": 1e-9, "position": 0}
+        self.bar = tqdm(total=total, initial=self.global_step, **options)
         if not sys.stderr.isatty():  # in a file, each state of the bar is a line of its own, every ten seconds
-            self.bar.mininterval, self.bar.sp = 10, partial(print, file=sys.stderr, flush=True)
+            self.bar.mininterval, self.bar.sp = 10, lambda text: print(text, file=sys.stderr, flush=True)
         self.bar.set_postfix_str("no episode finished yet")
+        self.hint = lambda: print(f"to go on: python {Path(__file__).name} --resume {self.dir}", file=sys.stderr)
 
     def log_episode(self, episodic_return: float, episodic_length: int) -> None:
         self.returns.append(episodic_return)
@@ -288,9 +290,10 @@ class Run:
         if over or self.signals or (iteration + 1) % self.args.save_every == 0:
             self.save_checkpoint(iteration + 1)
         if self.signals:
+            self.bar.close()
             raise SystemExit(128 + self.signals[0])
         if over:
-            atexit.unregister(print)
+            atexit.unregister(self.hint)
             self.bar.close()
             self.writer.close()
             print(f"{self.bar.n:,} steps, {self.bar.postfix}. The curves: tensorboard --logdir {self.dir}")
@@ -310,8 +313,8 @@ class Run:
             os.replace(file.name, self.dir / "checkpoint.pt")
         except (OSError, RuntimeError) as error:  # a RuntimeError is how torch.save reports a full disk
             fail(f"no checkpoint written to {self.dir}, the one before is kept: {error}", code=1)
-        atexit.unregister(print)
-        atexit.register(print, f"to go on: python {Path(__file__).name} --resume {self.dir}", file=sys.stderr)
+        atexit.unregister(self.hint)
+        atexit.register(self.hint)
 
 
 def main(args: Args) -> Agent:
@@ -341,6 +344,7 @@ def main(args: Args) -> Agent:
     logprobs, rewards, dones, values, cuts = torch.zeros((5, args.num_steps, args.num_envs), device=device)
 
     game_returns = np.zeros(args.num_envs)
+    frames, game = [], 0  # of the first environment, for videos
     next_obs, _ = envs.reset()
     next_obs = torch.as_tensor(next_obs, device=device)  # (num_envs, 4, 84, 84) uint8
     next_done = torch.zeros(args.num_envs, device=device)
@@ -367,9 +371,15 @@ def main(args: Args) -> Agent:
             run.global_step += args.num_envs
             # The reported returns are those of the whole game and of the true rewards.
             game_returns += infos["reward"]
-            for i in np.flatnonzero(truncated | (infos["terminated"] == 1)):
+            game_over = truncated | (infos["terminated"] == 1)
+            for i in np.flatnonzero(game_over):
                 run.log_episode(game_returns[i], infos["elapsed_step"][i])
                 game_returns[i] = 0
+            if args.capture_video:
+                frames += list(envs.render(env_ids=0)) if capped_cubic_video_schedule(game) else []
+                if game_over[0]:
+                    save_video(frames, str(run_dir / "videos"), episode_index=game, fps=15)
+                    frames, game = [], game + 1
 
         with torch.no_grad():
             next_value = agent.get_value(next_obs)

@@ -1,0 +1,143 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "ale-py==0.12.1", "envpool==1.2.5", "gymnasium[classic-control,mujoco]==1.4.0", "moviepy==2.2.1", "mujoco==3.8.1",
+#     "numpy==2.4.6", "opencv-python-headless==5.0.0.93", "tensorboard==2.21.0", "torch==2.13.0", "tqdm==4.70.1",
+#     "tyro==1.0.17",
+# ]
+# ///
+"""Play whole games with a saved agent and print their returns.
+
+    python evaluate.py runs/CartPole-v1__ppo__1__1700000000 --episodes 10
+
+The agent, its environment and its normalisation are rebuilt by the script that wrote the checkpoint, which has to lie
+beside this file. Statistics are frozen, rewards are the game's own, and the seed is not one of training. An EnvPool
+agent plays the same game in Gymnasium, so the two environments' slight differences are part of its result.
+"""
+
+import importlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+
+from ppo import fail
+
+# What the agent of each script prefers: the likeliest action, or the mean of the normal distribution.
+GREEDY = {
+    "ppo": lambda agent, x: agent.actor(x).argmax(-1),
+    "ppo_atari": lambda agent, x: agent.actor(agent.network(x / 255.0)).argmax(-1),
+    "ppo_atari_envpool": lambda agent, x: agent.actor(agent.network(x / 255.0)).argmax(-1),
+    "ppo_continuous_action": lambda agent, x: agent.actor_mean(x),
+}
+
+
+@dataclass
+class Args:
+    run: tyro.conf.Positional[Path]  # run folder, or the checkpoint in it
+    episodes: int = 10  # whole games to play
+    deterministic: bool = False  # take the likeliest action instead of sampling one
+    capture_video: bool = False  # record games 0, 1, 8, 27, ... into a new folder beside the checkpoint
+    seed: int = 1_000_000  # seed of the environment and of the sampled actions
+    json: bool = False  # print one JSON object instead of text
+
+
+class Player:
+    """The agent of a checkpoint, with the environment and the normalisation it was trained with.
+
+    `script` is the script that wrote the checkpoint (an imported module), `env` one environment that records episode
+    statistics, and `normalizer` holds the statistics of training, or is None.
+    """
+
+    def __init__(self, checkpoint: dict, video_dir: Path | None):
+        self.script = importlib.import_module(checkpoint["script"])
+        args = self.script.Args(**checkpoint["args"])
+        env_id, maker = args.env_id, self.script
+        if checkpoint["script"] == "ppo_atari_envpool":
+            env_id, maker = env_id.replace("-v5", "NoFrameskip-v4"), importlib.import_module("ppo_atari")
+        self.env = maker.make_env(env_id, 0, video_dir is not None, video_dir)
+        if not hasattr(maker, "EpisodicLifeEnv"):  # the Atari environments do it themselves, below the lost lives
+            self.env = gym.wrappers.RecordEpisodeStatistics(self.env)
+        envs = SimpleNamespace(
+            num_envs=1, single_observation_space=self.env.observation_space, single_action_space=self.env.action_space
+        )
+        shared = {"shared_network": True} if getattr(args, "shared_network", False) else {}
+        self.agent = self.script.Agent(envs, **shared)
+        self.agent.load_state_dict(checkpoint["agent"])
+        self.normalizer = None
+        if "normalizer" in checkpoint:
+            self.normalizer = self.script.VecNormalize(envs, args.gamma)
+            self.normalizer.load_state_dict(checkpoint["normalizer"])
+
+    @torch.no_grad()
+    def act(self, obs: np.ndarray, deterministic: bool) -> np.ndarray:
+        """Return the action for one observation, in the form the environment takes."""
+        x = obs[None] if self.normalizer is None else self.normalizer.normalize(obs[None])
+        x = torch.as_tensor(x, dtype=torch.uint8 if x.dtype == np.uint8 else torch.float32)
+        action = GREEDY[self.script.__name__](self.agent, x) if deterministic else self.agent.get_action_and_value(x)[0]
+        space = self.env.action_space
+        return np.clip(action[0].numpy(), space.low, space.high) if isinstance(space, gym.spaces.Box) else action.item()
+
+    def play(self, episodes: int, deterministic: bool, seed: int) -> tuple[list[float], list[int]]:
+        """Play whole games; return their unclipped returns and their lengths in steps of the agent."""
+        torch.manual_seed(seed)
+        games = []
+        obs, _ = self.env.reset(seed=seed)
+        while len(games) < episodes:
+            obs, _, terminated, truncated, info = self.env.step(self.act(obs, deterministic))
+            games += [info["episode"]] if "episode" in info else []
+            if terminated or truncated:
+                obs, info = self.env.reset()
+                games += [info["episode"]] if "episode" in info else []  # a game can end during a reset
+        return [float(game["r"]) for game in games], [int(game["l"]) for game in games]
+
+
+def load_player(path: Path, capture_video: bool = False) -> tuple[Player, dict]:
+    """Rebuild the agent of a run, or end with one line that says what is wrong with its checkpoint."""
+    path = path / "checkpoint.pt" if path.is_dir() else path
+    try:
+        script = torch.load(path, map_location="cpu", weights_only=True)["script"]  # a stranger's file runs no code
+    except Exception:  # whatever a missing or damaged file makes the unpickler raise
+        fail(f"{path} is missing, damaged or no checkpoint: evaluate.py takes the folder of a run, runs/...")
+    if script not in GREEDY:
+        fail(f"{path} was written by {script}.py; evaluate.py knows {', '.join(GREEDY)}")
+    checkpoint = importlib.import_module(script).load_checkpoint(path)
+    video_dir = path.parent / f"evaluation_{int(time.time())}" if capture_video else None
+    return Player(checkpoint, video_dir), checkpoint
+
+
+def main(args: Args) -> dict:
+    """Evaluate and return what `--json` prints."""
+    if args.episodes < 1:
+        fail(f"--episodes must be at least 1, not {args.episodes}")
+    player, checkpoint = load_player(args.run, args.capture_video)
+    returns, lengths = player.play(args.episodes, args.deterministic, args.seed)
+    player.env.close()
+    result = {
+        "run": str(args.run),
+        "env_id": player.env.spec.id,
+        "global_step": checkpoint["global_step"],
+        "deterministic": args.deterministic,
+        "seed": args.seed,
+        "mean": float(np.mean(returns)),
+        "std": float(np.std(returns)),
+        "returns": returns,
+        "lengths": lengths,
+    }
+    if args.json:
+        print(json.dumps(result))
+    else:
+        print(f"{result['env_id']} after {result['global_step']:,} steps of training, {args.episodes} whole games:")
+        print("returns " + ", ".join(f"{value:.1f}" for value in returns))
+        print(f"mean {result['mean']:.1f}, standard deviation {result['std']:.1f}")
+    return result
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

@@ -1,0 +1,98 @@
+"""Kill a real training run again and again, at random moments and while it writes its checkpoint, and resume it.
+
+    python tests/kill_training.py --kills 200
+
+After every `kill -9` the checkpoint has to load, and at most `save_every` updates may be lost. Prints a line per ten
+kills and a summary; exits with an error at the first checkpoint that fails.
+"""
+
+import io
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import tyro
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import ppo
+
+
+@dataclass
+class Args:
+    kills: int = 200  # how often to kill the run
+    save_every: int = 3  # updates between two checkpoints
+    seed: int = 1  # seed of the moments
+
+
+def train(args: ppo.Args, done, saving) -> None:
+    """Train, and tell the killer which update is done and when a checkpoint is being written."""
+    sys.stdout = sys.stderr = io.StringIO()
+    end_update = ppo.Run.end_update
+
+    def count(self, iteration, scalars):
+        done.value = iteration + 1
+        saving.value = (iteration + 1) % args.save_every == 0
+        end_update(self, iteration, scalars)
+        saving.value = False
+
+    ppo.Run.end_update = count
+    ppo.main(args)
+
+
+def kill_once(context, args: ppo.Args, saved: int, rng: random.Random) -> tuple[int, bool]:
+    """Start the run, or resume it at update `saved`, and kill it; return the updates done and whether it was saving."""
+    done, saving = context.Value("i", 0, lock=False), context.Value("b", False, lock=False)
+    process = context.Process(target=train, args=(args, done, saving))
+    process.start()
+    started = time.perf_counter()
+    updates = rng.randint(1, 3 * args.save_every)
+    while done.value < saved + updates:
+        time.sleep(0.001)
+    time.sleep(rng.uniform(0, (time.perf_counter() - started) / updates))
+    if rng.random() < 0.5:
+        while not saving.value:
+            time.sleep(0)
+        time.sleep(rng.uniform(0, 0.004))
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    return done.value, bool(saving.value)
+
+
+def main(args: Args, folder: Path) -> dict[str, int]:
+    """Return how many kills there were, how many of them while saving, and the most updates that one of them lost."""
+    os.chdir(folder)
+    torch.set_num_threads(1)  # threads do not survive a fork
+    context = multiprocessing.get_context("fork")
+    rng = random.Random(args.seed)
+    training = ppo.Args(num_envs=2, num_steps=16, total_timesteps=10**8, save_every=args.save_every)
+    result = {"kills": 0, "while_saving": 0, "most_updates_lost": 0, "updates": 0}
+    for kill in range(1, args.kills + 1):
+        done, while_saving = kill_once(context, training, result["updates"], rng)
+        checkpoints = list(Path("runs").glob("*/checkpoint.pt"))
+        saved = 0
+        if checkpoints:
+            saved = ppo.load_checkpoint(checkpoints[0])["iteration"]  # exits with an error if it is damaged
+            training = replace(training, resume=checkpoints[0].parent)
+        lost = done - saved
+        if lost > args.save_every:
+            raise SystemExit(f"kill {kill} lost {lost} updates: {done} were done and the checkpoint holds {saved}")
+        result["kills"] = kill
+        result["while_saving"] += while_saving
+        result["most_updates_lost"] = max(result["most_updates_lost"], lost)
+        result["updates"] = saved
+        if kill % 10 == 0:
+            print(result, flush=True)
+    return result
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        print("every checkpoint loaded:", main(tyro.cli(Args), Path(folder)))

@@ -1,0 +1,301 @@
+"""Generalized advantage estimation against its definition, closed forms, SB3, and numbers worked by hand."""
+
+import importlib
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from conftest import SCRIPTS
+from stable_baselines3.common.buffers import RolloutBuffer
+from torch import nn
+
+GAMMA_LAMBDA = [(0.99, 0.95), (0.9, 0.0), (0.0, 0.95), (0.0, 0.0), (0.7, 1.0), (1.0, 0.6), (1.0, 1.0)]
+
+
+def random_segment(num_steps: int = 12, num_envs: int = 5, dtype: torch.dtype = torch.float64) -> dict:
+    """Return what compute_gae gets of a rollout in which about every third step ends an episode."""
+    generator = torch.Generator().manual_seed(num_steps * 100 + num_envs)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=dtype)
+
+    def flags(*shape: int) -> torch.Tensor:
+        return (torch.rand(shape, generator=generator) < 0.3).to(dtype)
+
+    segment = {"rewards": normal(num_steps, num_envs), "values": normal(num_steps, num_envs)}
+    segment |= {"dones": flags(num_steps, num_envs), "next_value": normal(num_envs), "next_done": flags(num_envs)}
+    segment["next_done"][:2] = torch.tensor([0, 1])  # both kinds of segment end, whatever was drawn
+    return segment
+
+
+def gae_by_definition(rewards, values, dones, next_value, next_done, gamma, gae_lambda) -> np.ndarray:
+    """Sum (gamma * lambda)^l * delta_(t+l) term by term, up to the end of the episode or of the segment."""
+    num_steps, num_envs = rewards.shape
+    values = np.concatenate([values, next_value[None]])
+    begins = np.concatenate([dones, next_done[None]])  # begins[t]: observation t is the first of an episode
+    advantages = np.zeros((num_steps, num_envs))
+    for env in range(num_envs):
+        for start in range(num_steps):
+            for t in range(start, num_steps):
+                following = 0.0 if begins[t + 1, env] else values[t + 1, env]
+                delta = rewards[t, env] + gamma * following - values[t, env]
+                advantages[start, env] += (gamma * gae_lambda) ** (t - start) * delta
+                if begins[t + 1, env]:
+                    break
+    return advantages
+
+
+@pytest.mark.parametrize(("gamma", "gae_lambda"), GAMMA_LAMBDA)
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_advantages_are_the_sum_of_the_definition(name, gamma, gae_lambda):
+    for num_steps, num_envs in [(12, 5), (1, 3), (40, 2)]:
+        segment = random_segment(num_steps, num_envs)
+        advantages, returns = importlib.import_module(name).compute_gae(**segment, gamma=gamma, gae_lambda=gae_lambda)
+        arrays = {key: value.numpy() for key, value in segment.items()}
+        expected = gae_by_definition(**arrays, gamma=gamma, gae_lambda=gae_lambda)
+        np.testing.assert_allclose(advantages, expected, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(returns, expected + arrays["values"], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_flag_concerns_the_transition_that_led_to_its_observation(name):
+    gae = importlib.import_module(name).compute_gae
+    segment = random_segment()
+    segment["dones"][:], segment["next_done"][:] = 0, 0
+    segment["dones"][5] = 1  # observation 5 begins an episode, so step 4 ended one
+    before, _ = gae(**segment, gamma=0.9, gae_lambda=0.8)
+    torch.testing.assert_close(before[4], segment["rewards"][4] - segment["values"][4])
+    # The next episode says nothing about the old one ...
+    changed = {key: value.clone() for key, value in segment.items()}
+    changed["rewards"][5:] += 1
+    changed["values"][5:] += 2
+    changed["next_value"] += 3
+    after, _ = gae(**changed, gamma=0.9, gae_lambda=0.8)
+    assert torch.equal(after[:5], before[:5])
+    # ... but its first step sees all that follows in it.
+    changed = {key: value.clone() for key, value in segment.items()}
+    changed["next_value"] += 1
+    after, _ = gae(**changed, gamma=0.9, gae_lambda=0.8)
+    weight = 0.9 * (0.9 * 0.8) ** 6  # from step 5 to step 11, the last of the segment
+    torch.testing.assert_close(after[5] - before[5], torch.full_like(before[5], weight))
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_value_after_the_segment_counts_only_where_the_episode_goes_on(name):
+    gae = importlib.import_module(name).compute_gae
+    segment = random_segment()
+    advantages, _ = gae(**segment, gamma=0.9, gae_lambda=0.8)
+    changed, _ = gae(**segment | {"next_value": segment["next_value"] + 1}, gamma=0.9, gae_lambda=0.8)
+    goes_on = segment["next_done"] == 0
+    torch.testing.assert_close((changed - advantages)[-1], 0.9 * goes_on.double())
+
+
+@pytest.mark.parametrize("gae_lambda", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_true_values_of_a_constant_reward_have_no_advantage(name, gae_lambda):
+    reward, gamma = 3.0, 0.75  # r / (1 - gamma) = 12, all exact in binary
+    steady = torch.full((20, 2), reward / (1 - gamma))
+    advantages, returns = importlib.import_module(name).compute_gae(
+        torch.full((20, 2), reward), steady, torch.zeros(20, 2), steady[0], torch.zeros(2), gamma, gae_lambda
+    )
+    assert torch.equal(advantages, torch.zeros(20, 2))
+    assert torch.equal(returns, steady)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_lambda_one_without_values_gives_the_discounted_sum(name):
+    reward, gamma, zeros = 2.0, 0.9, torch.zeros(15, 3, dtype=torch.float64)
+    advantages, returns = importlib.import_module(name).compute_gae(
+        zeros + reward, zeros, zeros, zeros[0], zeros[0], gamma, 1.0
+    )
+    steps_left = np.arange(15, 0, -1)
+    geometric = reward * (1 - gamma**steps_left) / (1 - gamma)
+    np.testing.assert_allclose(advantages, np.tile(geometric[:, None], 3), rtol=1e-12)
+    assert torch.equal(returns, advantages)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_compute_gae_leaves_its_inputs_alone(name):
+    segment = random_segment()
+    copies = {key: value.clone() for key, value in segment.items()}
+    importlib.import_module(name).compute_gae(**segment, gamma=0.9, gae_lambda=0.8)
+    for key, value in segment.items():
+        assert torch.equal(value, copies[key]), key
+
+
+@pytest.mark.parametrize(("gamma", "gae_lambda"), GAMMA_LAMBDA)
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_stable_baselines3_agrees(name, gamma, gae_lambda):
+    segment = random_segment(64, 4, torch.float32)
+    space = gym.spaces.Box(-1, 1, (1,))
+    buffer = RolloutBuffer(64, space, space, device="cpu", gae_lambda=gae_lambda, gamma=gamma, n_envs=4)
+    buffer.rewards[:], buffer.values[:], buffer.episode_starts[:] = (
+        segment[key].numpy() for key in ("rewards", "values", "dones")
+    )
+    buffer.compute_returns_and_advantage(segment["next_value"], segment["next_done"].numpy())
+    advantages, returns = importlib.import_module(name).compute_gae(**segment, gamma=gamma, gae_lambda=gae_lambda)
+    np.testing.assert_allclose(advantages, buffer.advantages, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(returns, buffer.returns, rtol=1e-5, atol=1e-5)
+
+
+# A case worked by hand, from the environment to the minibatch. An observation shows its own value, and the agent reads
+# it off. Environment 0 goes on for ever with value 20 and reward 10; environment 1 has an episode of two steps, with
+# final observation 12, and then a long one:
+#
+#     step           0    1   end    2    3    (goes on)
+#     V(obs)         4    2   (12)   6    8    10
+#     reward         1    5          3    4
+#
+# With gamma = lambda = 1/2, so gamma * lambda = 1/4, and the end a true one:
+#
+#     A_3 = 4 + 10/2 - 8         =  1
+#     A_2 = 3 + 8/2 - 6 + A_3/4  =  1 + 0.25 =  1.25
+#     A_1 = 5 + 0 - 2            =  3                     nothing follows the end
+#     A_0 = 1 + 2/2 - 4 + A_1/4  = -2 + 0.75 = -1.25
+#
+# Where the final observation is bootstrapped, what would have followed is worth 12/2, and the chain is still cut:
+#
+#     A_1 = 5 + 12/2 - 2         =  9
+#     A_0 = 1 + 2/2 - 4 + A_1/4  = -2 + 2.25 =  0.25
+#
+# Environment 0 has A = 10 + 20/2 - 20 = 0 throughout.
+STEADY = {20: 0.0}
+FIRST_EPISODE = {4: -1.25, 2: 3.0}
+FIRST_EPISODE_BOOTSTRAPPED = {4: 0.25, 2: 9.0}
+SECOND_EPISODE = {6: 1.25, 8: 1.0}
+
+
+class HandWorkedEnvs(gym.vector.VectorEnv):
+    """The two environments above; `end` is how the first episode ends, `own_row` spends a step on each reset."""
+
+    def __init__(self, name: str, end: set[str], own_row: bool):
+        images = name in ("ppo_atari", "ppo_atari_envpool")
+        self.num_envs, self.end, self.own_row = 2, end, own_row
+        self.single_observation_space = (
+            gym.spaces.Box(0, 255, (4, 84, 84), np.uint8) if images else gym.spaces.Box(-99, 99, (3,), np.float64)
+        )
+        continuous = name == "ppo_continuous_action"
+        self.single_action_space = gym.spaces.Box(-1, 1, (2,)) if continuous else gym.spaces.Discrete(3)
+        # Each row: the value that the next observation shows, the reward, and whether the step ends the episode.
+        second = [(8, 3, False), (10, 4, False), (10, 5, False)]
+        if own_row:  # the end shows the final observation, the next step the new episode
+            self.rows = [(2, 1, False), (12, 5, True), (6, 0, False), *second]
+        else:
+            self.rows = [(2, 1, False), (6, 5, True), *second]
+
+    def observe(self, value: int) -> np.ndarray:
+        space = self.single_observation_space
+        return np.stack([np.full(space.shape, 20, space.dtype), np.full(space.shape, value, space.dtype)])
+
+    def info(self, ended: bool) -> dict:
+        infos = {"lives": np.array([5, 5]), "terminated": np.zeros(2, np.int32), "elapsed_step": np.ones(2, np.int32)}
+        infos["reward"] = np.zeros(2, np.float32)
+        if ended and "life lost" in self.end:
+            infos["lives"][1] = 4
+        if ended and "terminated" in self.end:
+            infos["lives"][1], infos["terminated"][1] = 0, 1
+        return infos
+
+    def reset(self, *, seed=None, options=None):
+        self.step_count = 0
+        return self.observe(4), self.info(ended=False)
+
+    def step(self, actions):
+        value, reward, ended = self.rows[self.step_count]
+        self.step_count += 1
+        truncated = np.array([False, ended and "truncated" in self.end])
+        terminated = np.array([False, ended and bool(self.end & {"terminated", "life lost"})])
+        infos = self.info(ended)
+        if self.own_row:
+            terminated &= ~truncated  # as EnvPool reports it
+        elif ended:
+            infos["final_obs"] = np.array([None, None])
+            infos["final_obs"][1] = self.observe(12)[1]
+        return self.observe(value), np.array([10.0, reward]), terminated, truncated, infos
+
+    def close_extras(self, **kwargs):
+        pass
+
+
+class ReadingAgent(nn.Module):
+    """Its value of an observation is what the observation shows; its only weight is the log-probability."""
+
+    def __init__(self, envs, *args):
+        super().__init__()
+        self.logprob = nn.Parameter(torch.zeros(1))
+        self.action_space = envs.single_action_space
+
+    def get_value(self, x):
+        return x.flatten(1)[:, 0].float()
+
+    def get_action_and_value(self, x, action=None):
+        if action is None:
+            shape = self.action_space.shape
+            action = torch.zeros((len(x), *shape), dtype=torch.float32 if shape else torch.int64)
+        logprob = self.logprob.expand(len(x))
+        return action, logprob, 0 * logprob, self.get_value(x)
+
+
+def learned_advantages(name: str, monkeypatch, end: set[str], num_steps: int, bootstrap_truncated: bool) -> dict:
+    """Run the script on the case worked by hand, and return the advantage it learns from for each value shown."""
+    script = importlib.import_module(name)
+    envs = HandWorkedEnvs(name, end, own_row=name == "ppo_atari_envpool")
+    monkeypatch.setattr(script, "make_envs", lambda *args: envs)
+    monkeypatch.setattr(script, "Agent", ReadingAgent)
+    if name == "ppo_continuous_action":
+
+        class NoNormalization(script.VecNormalize):
+            def normalize(self, obs):
+                return obs
+
+            def observe(self, obs):
+                return obs
+
+            def scale(self, reward, done):
+                return reward
+
+        monkeypatch.setattr(script, "VecNormalize", NoNormalization)
+    batches = []
+    real_loss = script.ppo_loss
+
+    def recording_loss(agent, mb, *args):
+        batches.append(mb)
+        return real_loss(agent, mb, *args)
+
+    monkeypatch.setattr(script, "ppo_loss", recording_loss)
+    script.main(
+        script.Args(
+            num_envs=2, num_steps=num_steps, total_timesteps=2 * num_steps, num_minibatches=1, update_epochs=1,
+            gamma=0.5, gae_lambda=0.5, bootstrap_truncated=bootstrap_truncated, device="cpu",
+        )
+    )  # fmt: skip
+    (batch,) = batches
+    torch.testing.assert_close(batch.returns, batch.advantages + batch.values)
+    return dict(zip(batch.values.tolist(), batch.advantages.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("bootstrap_truncated", [False, True])
+@pytest.mark.parametrize("end", ["terminated", "truncated", "terminated truncated"])
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_worked_by_hand(name, end, bootstrap_truncated, monkeypatch):
+    first = FIRST_EPISODE_BOOTSTRAPPED if bootstrap_truncated and end == "truncated" else FIRST_EPISODE
+    # EnvPool needs a fifth step for the reset; that row, of value 12, must not be learned from.
+    num_steps = 5 if name == "ppo_atari_envpool" else 4
+    advantages = learned_advantages(name, monkeypatch, set(end.split()), num_steps, bootstrap_truncated)
+    assert advantages == STEADY | first | SECOND_EPISODE
+
+
+@pytest.mark.parametrize("bootstrap_truncated", [False, True])
+@pytest.mark.parametrize("end", ["terminated", "truncated"])
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_worked_by_hand_with_the_end_at_the_end_of_the_segment(name, end, bootstrap_truncated, monkeypatch):
+    first = FIRST_EPISODE_BOOTSTRAPPED if bootstrap_truncated and end == "truncated" else FIRST_EPISODE
+    advantages = learned_advantages(name, monkeypatch, {end}, 2, bootstrap_truncated)
+    assert advantages == STEADY | first
+
+
+def test_a_life_lost_at_the_time_limit_counts_as_terminated(monkeypatch):
+    """As in ppo_atari.py, where EpisodicLifeEnv reports both; EnvPool tells only by the number of lives."""
+    advantages = learned_advantages("ppo_atari_envpool", monkeypatch, {"life lost", "truncated"}, 5, True)
+    assert advantages == STEADY | FIRST_EPISODE | SECOND_EPISODE
