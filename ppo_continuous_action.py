@@ -5,12 +5,15 @@
 #     "torch==2.13.0", "tqdm==4.70.1", "tyro==1.0.17",
 # ]
 # ///
-"""Proximal Policy Optimization for classic control: vector observations, discrete actions.
+"""Proximal Policy Optimization for continuous control: vector observations, continuous actions.
 
-python ppo.py --env-id CartPole-v1
+    python ppo_continuous_action.py --env-id HalfCheetah-v5
+
+DOC_RESULT
 """
 
 import atexit
+import difflib
 import importlib.util
 import os
 import random
@@ -77,20 +80,17 @@ def make_env(env_id: str, idx: int, capture_video: bool, run_dir: Path) -> gym.E
 def make_envs(args: Args, run_dir: Path) -> gym.vector.VectorEnv:
     """Make the vector environment, or end with one line that says why this script cannot train on it."""
     try:
-        # Core 1: one policy steps all environments side by side.
-        # SAME_STEP: the step that ends an episode returns the next one's first observation. NEXT_STEP, Gymnasium's
-        # default, spends a step on the reset and would feed the learner rows that are no experience.
+        # Core 1: one policy steps all environments. SAME_STEP: the step that ends an episode already returns the
+        # next one's first observation; the default, NEXT_STEP, would feed the learner rows that are no experience.
         thunks = [partial(make_env, args.env_id, i, args.capture_video, run_dir) for i in range(args.num_envs)]
         envs = gym.vector.SyncVectorEnv(thunks, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
-    except (gym.error.Error, ImportError) as error:
-        fail(f"{args.env_id}: {' '.join(str(error).split())}")
+    except (gym.error.Error, ImportError, ValueError) as error:
+        names = ", ".join(difflib.get_close_matches(args.env_id, gym.registry, n=5, cutoff=0.6)) or "none"
+        fail(f"{args.env_id}: {' '.join(str(error).split())} (closest names: {names}; Atari games: use ppo_atari.py)")
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
-    if isinstance(obs_space, gym.spaces.Box) and len(obs_space.shape) == 3:
-        fail(f"{args.env_id} shows images: use ppo_atari.py")
     if not isinstance(obs_space, gym.spaces.Box) or len(obs_space.shape) != 1:
-        fail(
-            f"{args.env_id} observes {obs_space}, not a vector: wrap it in gym.wrappers.FlattenObservation in make_env"
-        )
+        remedy = "use ppo_atari.py for images, or gym.wrappers.FlattenObservation in make_env"
+        fail(f"{args.env_id} observes {obs_space}, not a vector: {remedy}")
     if isinstance(action_space, gym.spaces.Discrete):
         fail(f"{args.env_id} has discrete actions: use ppo.py")
     if not isinstance(action_space, gym.spaces.Box) or len(action_space.shape) != 1:
@@ -99,14 +99,12 @@ def make_envs(args: Args, run_dir: Path) -> gym.vector.VectorEnv:
 
 
 class VecNormalize:
-    """Normalise observations and scale rewards by statistics that all environments share (vec_normalize.py#L4)."""
+    """Normalise observations and scale rewards by float64 statistics of all environments (vec_normalize.py#L4)."""
 
     def __init__(self, envs: gym.vector.VectorEnv, gamma: float):
-        # Mean and variance in float64, merged by the parallel formula, with an initial count of 1e-4
         self.obs_rms = RunningMeanStd(shape=envs.single_observation_space.shape)
         self.return_rms = RunningMeanStd()
-        self.discounted_returns = np.zeros(envs.num_envs)
-        self.gamma = gamma
+        self.gamma, self.discounted_returns = gamma, np.zeros(envs.num_envs)
 
     def normalize(self, obs: np.ndarray) -> np.ndarray:
         """Normalise `obs`, (rows, obs_size), by the statistics so far."""
@@ -115,7 +113,7 @@ class VecNormalize:
 
     def observe(self, obs: np.ndarray) -> np.ndarray:
         """Count the observations of one step, (num_envs, obs_size), and return them normalised."""
-        self.obs_rms.update(obs)
+        self.obs_rms.update(obs.astype(np.float64))
         return self.normalize(obs)
 
     def scale(self, reward: np.ndarray, done: np.ndarray) -> np.ndarray:
@@ -151,18 +149,15 @@ class Agent(nn.Module):
         obs_size, action_size = envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
 
         def body() -> nn.Module:
-            return nn.Sequential(
-                layer_init(nn.Linear(obs_size, 64)), nn.Tanh(), layer_init(nn.Linear(64, 64)), nn.Tanh()
-            )
+            layers = layer_init(nn.Linear(obs_size, 64)), nn.Tanh(), layer_init(nn.Linear(64, 64)), nn.Tanh()
+            return nn.Sequential(*layers)
 
-        actor_body = body()
-        # Continuous 4: policy and value share no weights
+        actor_body = body()  # Continuous 4: policy and value share no weights
         critic_body = actor_body if shared_network else body()  # Core 13: two bodies, or one for both
         # The small gain of the policy head makes the first actions centre on 0.
         self.actor_mean = nn.Sequential(actor_body, layer_init(nn.Linear(64, action_size), std=0.01))
-        # Continuous 2: the log standard deviation does not depend on the state, and starts at 0
-        self.actor_logstd = nn.Parameter(torch.zeros(action_size))
         self.critic = nn.Sequential(critic_body, layer_init(nn.Linear(64, 1), std=1.0))
+        self.actor_logstd = nn.Parameter(torch.zeros(action_size))  # Continuous 2: the same in all states, initially 0
 
     def get_value(self, x: Tensor) -> Tensor:
         """Return the value of each observation: (batch, obs_size) -> (batch,)."""
@@ -191,15 +186,13 @@ class Batch(NamedTuple):
 def compute_gae(rewards, values, dones, next_value, next_done, gamma, gae_lambda) -> tuple[Tensor, Tensor]:
     """Core 5: generalized advantage estimation (Schulman et al. 2016, eq. 16; baselines ppo2/runner.py#L56-L65).
 
-    `rewards`, `values` and `dones` are (num_steps, num_envs); `dones[t]` is 1 where `obs[t]` begins an episode.
-    `next_value` and `next_done`, (num_envs,), belong to the observation after the last step.
-    Returns the advantages and the value targets, both (num_steps, num_envs).
+    `rewards`, `values`, `dones` are (num_steps, num_envs); `dones[t]` is 1 where `obs[t]` begins an episode.
+    `next_value`, `next_done` (num_envs,) belong to the last observation. Returns advantages and value targets.
     """
     continues = 1.0 - torch.cat([dones[1:], next_done[None]])  # did the episode go on after step t?
     next_values = torch.cat([values[1:], next_value[None]])
     deltas = rewards + gamma * continues * next_values - values
-    advantages = torch.zeros_like(rewards)
-    advantage = torch.zeros_like(next_value)
+    advantages, advantage = torch.zeros_like(rewards), torch.zeros_like(next_value)
     for t in reversed(range(len(rewards))):
         advantages[t] = advantage = deltas[t] + gamma * gae_lambda * continues[t] * advantage
     return advantages, advantages + values
@@ -213,18 +206,16 @@ def ppo_loss(agent: Agent, mb: Batch, clip_coef: float, args: Args) -> tuple[Ten
     advantages = mb.advantages
     if args.norm_adv:  # Core 7: per minibatch, with the population standard deviation
         advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
-    # Core 8: the pessimistic of the clipped and the unclipped objective
-    clipped_ratio = ratio.clamp(1 - clip_coef, 1 + clip_coef)
+    clipped_ratio = ratio.clamp(1 - clip_coef, 1 + clip_coef)  # Core 8: the worse of clipped and unclipped counts
     policy_loss = -torch.min(advantages * ratio, advantages * clipped_ratio).mean()
     value_losses = (values - mb.returns) ** 2
     if args.clip_vloss:  # Core 9: the value may move by clip_coef at most, too
         clipped_values = mb.values + (values - mb.values).clamp(-clip_coef, clip_coef)
         value_losses = torch.max(value_losses, (clipped_values - mb.returns) ** 2)
     value_loss = 0.5 * value_losses.mean()
-    entropy = entropy.mean()
-    loss = policy_loss - args.ent_coef * entropy + args.vf_coef * value_loss  # Core 10: one loss, one optimiser
+    loss = policy_loss - args.ent_coef * entropy.mean() + args.vf_coef * value_loss  # Core 10: one loss, one optimiser
     with torch.no_grad():  # Core 12: debug variables
-        stats = {"policy_loss": policy_loss.detach(), "value_loss": value_loss.detach(), "entropy": entropy.detach()}
+        stats = {"policy_loss": policy_loss.detach(), "value_loss": value_loss.detach(), "entropy": entropy.mean()}
         stats["old_approx_kl"] = -logratio.mean()
         stats["approx_kl"] = (ratio - 1 - logratio).mean()  # never negative, less variance (Schulman 2020)
         stats["clipfrac"] = ((ratio - 1).abs() > clip_coef).float().mean()
@@ -240,10 +231,11 @@ def fail(message: str, code: int = 2) -> NoReturn:
 def check_args(args: Args) -> None:
     """End with one line that says what to change if the arguments make no sense."""
     sizes = ("total_timesteps", "num_envs", "num_steps", "num_minibatches", "update_epochs", "save_every")
-    bounds = {"gamma": (0, 1), "gae_lambda": (0, 1), "seed": (0, 2**31 - 1)} | dict.fromkeys(sizes, (1, 2**62))
-    bounds |= dict.fromkeys(("learning_rate", "clip_coef", "max_grad_norm"), (0, 1e9))
+    bounds = {"gamma": (0, 1), "gae_lambda": (0, 1), "seed": (0, 2**31 - 1)} | dict.fromkeys(sizes, (1, 10**12))
+    numbers = ("learning_rate", "clip_coef", "ent_coef", "vf_coef", "max_grad_norm", "target_kl")
+    bounds |= dict.fromkeys(numbers, (0, 1e9))
     for name, (low, high) in bounds.items():
-        if not low <= getattr(args, name) <= high:
+        if not low <= (getattr(args, name) or 0) <= high:
             fail(f"--{name.replace('_', '-')} must lie between {low} and {high}, not at {getattr(args, name)}")
     batch_size = args.num_envs * args.num_steps
     if batch_size % args.num_minibatches:
@@ -252,8 +244,9 @@ def check_args(args: Args) -> None:
         fail(f"--total-timesteps {args.total_timesteps} is less than --num-envs times --num-steps, {batch_size}")
     if args.device != "auto" and not torch.get_device_module(args.device).is_available():
         fail(f"--device {args.device}: PyTorch finds no such device here; use --device cpu")
-    if args.track and not importlib.util.find_spec("wandb"):
-        fail("--track needs Weights & Biases: pip install wandb")
+    for flag, package in (("track", "wandb"), ("capture_video", "moviepy")):
+        if getattr(args, flag) and not importlib.util.find_spec(package):
+            fail(f"--{flag.replace('_', '-')} needs a package that is not installed: pip install {package}")
 
 
 def load_checkpoint(path: Path) -> dict:
@@ -276,7 +269,7 @@ def parse_args() -> Args:
         checkpoint = load_checkpoint(args.resume)
         saved = checkpoint["args"] | {"resume": args.resume}
         args = tyro.cli(Args, default=Args(**saved))
-        for name in saved.keys() - {"total_timesteps", "device", "save_every", "capture_video", "track"}:
+        for name in sorted(saved.keys() - {"total_timesteps", "device", "save_every", "capture_video", "track"}):
             if getattr(args, name) != saved[name]:
                 fail(f"--{name.replace('_', '-')} is {saved[name]} in the run to resume and cannot change")
         if checkpoint["iteration"] >= args.total_timesteps // (args.num_envs * args.num_steps):
@@ -305,13 +298,16 @@ class Run:
             torch.set_rng_state(checkpoint["rng"][0])
             torch.cuda.set_rng_state_all(checkpoint["rng"][1 : 1 + torch.cuda.device_count()])
         if args.track:
-            importlib.import_module("wandb").init(id=run_dir.name, resume="allow", config=args, sync_tensorboard=True)
+            wandb = importlib.import_module("wandb")
+            wandb.init(id=run_dir.name, name=run_dir.name, resume="allow", config=asdict(args), sync_tensorboard=True)
         # purge_step: a resumed run logs again what was logged between its checkpoint and the interruption.
         self.writer = SummaryWriter(run_dir, purge_step=self.global_step + 1)
-        self.writer.add_text("arguments", "\n".join(f"    {name}: {value}" for name, value in asdict(args).items()))
+        self.writer.add_text(
+            "hyperparameters", "\n".join(f"    {name}: {value}" for name, value in asdict(args).items())
+        )
         total = args.total_timesteps - args.total_timesteps % (args.num_envs * args.num_steps)
-        options = {"unit": " steps", "mininterval": 0.5, "miniters": 1, "delay": 1e-9, "position": 0}
-        self.bar = tqdm(total=total, initial=self.global_step, **options)
+        self.bar = tqdm(total=total, initial=self.global_step, unit=" steps", miniters=1, delay=1e-9, position=0)
+        self.bar.bar_format = "{bar}| {n_fmt}/{total_fmt}, {rate_noinv_fmt}, {remaining} left{postfix}"  # 80 columns
         if not sys.stderr.isatty():  # in a file, each state of the bar is a line of its own, every ten seconds
             self.bar.mininterval, self.bar.sp = 10, lambda text: print(text, file=sys.stderr, flush=True)
         self.bar.set_postfix_str("no episode finished yet")
@@ -331,7 +327,7 @@ class Run:
             if not np.isfinite(value) and tag != "losses/explained_variance":  # never save a broken agent
                 fail(f"{tag} became {value} in update {iteration + 1}; try a smaller --learning-rate", code=1)
         if last := self.returns[-100:]:
-            self.bar.set_postfix_str(f"mean return of the last {len(last)} episodes {np.mean(last):.1f}", refresh=False)
+            self.bar.set_postfix_str(f"mean return {np.mean(last):.1f} (last {len(last)})", refresh=False)
         self.bar.update(self.global_step - self.bar.n)
         over = self.bar.n == self.bar.total
         if over or self.signals or (iteration + 1) % self.args.save_every == 0:
@@ -369,39 +365,33 @@ def main(args: Args) -> Agent:
     check_args(args)
     num_iterations = args.total_timesteps // (args.num_envs * args.num_steps)
     start = load_checkpoint(args.resume) if args.resume else {"iteration": 0, "global_step": 0}
-    run_name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
-    run_dir = start.get("run_dir", Path("runs", run_name))
+    new_dir = f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
+    run_dir = start.get("run_dir", Path(new_dir))
     device = torch.device("cpu" if args.device == "auto" else args.device)
     torch.set_num_threads(1)  # a second thread does not make networks this small faster; leave it to a second seed
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(args.seed)
     torch.backends.cudnn.deterministic = args.torch_deterministic
-
     envs = make_envs(args, run_dir)
     normalizer = VecNormalize(envs, args.gamma)
     agent = Agent(envs, args.shared_network).to(device)
     optimizer = optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)  # Core 3: not 1e-8
     run = Run(args, run_dir, start, agent=agent, optimizer=optimizer, normalizer=normalizer)
-
     # The rollout of one iteration
     obs = torch.zeros((args.num_steps, args.num_envs, *envs.single_observation_space.shape), device=device)
     actions = torch.zeros((args.num_steps, args.num_envs, *envs.single_action_space.shape), device=device)
     logprobs, rewards, dones, values = torch.zeros((4, args.num_steps, args.num_envs), device=device)
-
     episode_returns, episode_lengths = np.zeros(args.num_envs), np.zeros(args.num_envs, dtype=np.int64)
     # Every environment gets a seed of its own, and another one after a resume.
     seeds = np.random.SeedSequence([args.seed, start["iteration"]]).generate_state(args.num_envs)
     next_obs, _ = envs.reset(seed=seeds.tolist())
     next_obs = torch.as_tensor(normalizer.observe(next_obs), dtype=torch.float32, device=device)  # (num_envs, obs_size)
     next_done = torch.zeros(args.num_envs, device=device)
-
     for iteration in range(start["iteration"], num_iterations):
         remaining = 1 - iteration / num_iterations  # 1 in the first iteration
-        # Core 4: the learning rate falls linearly; the first update runs at the full rate
-        lr = args.learning_rate * (remaining if args.anneal_lr else 1)
+        lr = args.learning_rate * (remaining if args.anneal_lr else 1)  # Core 4: linear, from the full rate to 0
         clip_coef = args.clip_coef * (remaining if args.anneal_clip_coef else 1)  # Aux 1: the same for the clip range
         optimizer.param_groups[0]["lr"] = lr
-
         # Roll out num_steps steps of every environment; next_obs and next_done carry over to the next iteration.
         for step in range(args.num_steps):
             obs[step], dones[step] = next_obs, next_done
@@ -430,14 +420,11 @@ def main(args: Args) -> Agent:
 
         with torch.no_grad():
             next_value = agent.get_value(next_obs)
-        # advantages and returns are (num_steps, num_envs)
         advantages, returns = compute_gae(rewards, values, dones, next_value, next_done, args.gamma, args.gae_lambda)
-
         batch = Batch(*(x.flatten(0, 1) for x in (obs, actions, logprobs, values, advantages, returns)))
         stats = []
-        for _ in range(args.update_epochs):
-            # Core 6: every epoch visits every row once, in minibatches of a new random order
-            for rows in torch.randperm(len(batch.obs), device=device).tensor_split(args.num_minibatches):
+        for _ in range(args.update_epochs):  # Core 6: each epoch visits every row once, in a new random order
+            for rows in torch.randperm(len(batch.obs), device=device).chunk(args.num_minibatches):
                 mb = Batch(*(field[rows] for field in batch))
                 loss, mb_stats = ppo_loss(agent, mb, clip_coef, args)
                 optimizer.zero_grad()
@@ -449,7 +436,6 @@ def main(args: Args) -> Agent:
             # Aux 3: stop early when this epoch moved the policy too far
             if args.target_kl and mean_stats(stats[-args.num_minibatches :])["approx_kl"] > args.target_kl:
                 break
-
         scalars = {f"losses/{name}": mean for name, mean in mean_stats(stats).items()}
         scalars["losses/explained_variance"] = (1 - (batch.returns - batch.values).var() / batch.returns.var()).item()
         run.end_update(iteration, scalars | {"charts/learning_rate": lr})

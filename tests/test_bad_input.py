@@ -99,7 +99,7 @@ ENVIRONMENTS = [
     ("ppo_atari_envpool", "ALE/Pong-v5", ["Pong-v5"]),
     # A name that resembles none, and none at all.
     *((script, "qqqqqq", ["qqqqqq"]) for script in SCRIPTS),
-    *((script, "", ["environment"]) for script in SCRIPTS),
+    *((script, "", []) for script in SCRIPTS),
     ("ppo", "no_such_package:CartPole-v1", ["no_such_package"]),
     # The environment suits another script.
     ("ppo", "Pendulum-v1", ["continuous", "ppo_continuous_action.py"]),
@@ -107,10 +107,10 @@ ENVIRONMENTS = [
     ("ppo", "ImageObs-v0", ["images", "ppo_atari.py"]),
     ("ppo_continuous_action", "CartPole-v1", ["discrete", "ppo.py"]),
     ("ppo_continuous_action", "ImageObsContinuous-v0", ["images"]),
-    ("ppo_atari", "CartPole-v1", ["Atari", "ppo.py"]),
-    ("ppo_atari", "HalfCheetah-v5", ["Atari", "ppo_continuous_action.py"]),
-    ("ppo_atari_envpool", "CartPole-v1", ["Atari", "ppo.py"]),
-    ("ppo_atari_envpool", "HalfCheetah-v4", ["Atari", "ppo_continuous_action.py"]),
+    ("ppo_atari", "CartPole-v1", ["CartPole-v1", "Atari"]),
+    ("ppo_atari", "HalfCheetah-v5", ["HalfCheetah-v5", "Atari"]),
+    ("ppo_atari_envpool", "CartPole-v1", ["CartPole-v1", "Atari"]),
+    ("ppo_atari_envpool", "HalfCheetah-v4", ["HalfCheetah-v4", "Atari"]),
     # Spaces that no script takes; FlattenObservation makes a vector of them.
     ("ppo", "DictObs-v0", ["Dict", "FlattenObservation"]),
     ("ppo", "TupleObs-v0", ["Tuple", "FlattenObservation"]),

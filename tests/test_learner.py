@@ -347,6 +347,13 @@ def test_logged_losses_are_the_means_over_all_minibatches_of_the_update(run):
     check_statistics(run)
 
 
+def test_logged_gradient_norm_is_that_before_clipping(run):
+    events = EventAccumulator(str(run.folder))
+    events.Reload()
+    means = [np.mean([step.norm for step in run.steps if step.update == update]) for update in range(run.num_updates)]
+    assert [event.value for event in events.Scalars("losses/grad_norm")] == pytest.approx(means, rel=1e-4)
+
+
 def test_explained_variance_is_that_of_the_values_of_the_rollout(run):
     events = EventAccumulator(str(run.folder))
     events.Reload()

@@ -11,12 +11,22 @@ from conftest import SCRIPTS, TINY
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_seed_fixes_every_weight_and_another_seed_does_not(name):
+def test_a_seed_fixes_every_weight_and_another_seed_does_not(name, monkeypatch):
     module = importlib.import_module(name)
+    initial = []
+
+    class RecordedAgent(module.Agent):
+        def __init__(self, *args):
+            super().__init__(*args)
+            initial.append({key: x.clone() for key, x in self.state_dict().items() if x.ndim > 1})
+
+    monkeypatch.setattr(module, "Agent", RecordedAgent)
     args = TINY[name] | {"update_epochs": 1}
     once, again, other = (module.main(module.Args(seed=seed, **args)).state_dict() for seed in (3, 3, 4))
     assert all(torch.equal(once[key], again[key]) for key in once)
     assert not any(torch.equal(once[key], other[key]) for key in once)
+    # The seed is that of the first weights too, not only of the environments.
+    assert not any(torch.equal(x, initial[2][key]) for key, x in initial[0].items())
 
 
 def test_importing_the_scripts_has_no_side_effect(tmp_path):
