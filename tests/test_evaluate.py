@@ -1,15 +1,16 @@
 """A saved agent plays as it was trained: same networks, same normalisation, whole games, true rewards."""
 
+import itertools
 import json
 import sys
 from pathlib import Path
 
-import evaluate
 import numpy as np
 import pytest
 import torch
 from conftest import SCRIPTS, TINY
 
+import evaluate
 import ppo
 import ppo_atari
 import ppo_atari_envpool
@@ -54,7 +55,7 @@ def test_atari_games_are_played_to_their_end_with_true_rewards(monkeypatch):
 
     monkeypatch.setattr(player.env.unwrapped, "step", spy)
     returns, _ = player.play(2, deterministic=False, seed=3)
-    games = np.cumsum([0] + [a < b for a, b in zip(lives, lives[1:], strict=False)])  # a new game has its lives again
+    games = np.cumsum([0] + [a < b for a, b in itertools.pairwise(lives)])  # a new game has its lives again
     assert games[-1] >= 1
     assert sum(returns) == sum(rewards)
     assert lives.count(0) >= 1

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-import evaluate
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import evaluate
 import ppo
 import ppo_atari
 import ppo_atari_envpool
