@@ -8,7 +8,7 @@
 # ///
 """Play whole games with a saved agent and print their returns.
 
-    python evaluate.py runs/CartPole-v1__ppo__1__1700000000 --episodes 10
+    python evaluate.py runs/CartPole-v1__ppo__1__* --episodes 10
 
 The agent, its environment and its normalisation are rebuilt by the script that wrote the checkpoint, which has to lie
 beside this file. Statistics are frozen, rewards are the game's own, and the seed is not one of training. An EnvPool
@@ -92,7 +92,7 @@ class Player:
         while len(games) < episodes:
             obs, _, terminated, truncated, info = self.env.step(self.act(obs, deterministic))
             games += [info["episode"]] if "episode" in info else []
-            if terminated or truncated:
+            if (terminated or truncated) and len(games) < episodes:
                 obs, info = self.env.reset()
                 games += [info["episode"]] if "episode" in info else []  # a game can end during a reset
         return [float(game["r"]) for game in games], [int(game["l"]) for game in games]

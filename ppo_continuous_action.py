@@ -311,7 +311,8 @@ class Run:
         if not sys.stderr.isatty():  # in a file, each state of the bar is a line of its own, every ten seconds
             self.bar.mininterval, self.bar.sp = 10, lambda text: print(text, file=sys.stderr, flush=True)
         self.bar.set_postfix_str("no episode finished yet")
-        self.hint = lambda: print(f"to go on: python {Path(__file__).name} --resume {self.dir}", file=sys.stderr)
+        hint = f"to go on: python {Path(__file__).name} --resume {run_dir}"
+        self.hint = lambda: (self.bar.close(), print(hint, file=sys.stderr))
 
     def log_episode(self, episodic_return: float, episodic_length: int) -> None:
         self.returns.append(episodic_return)
@@ -333,7 +334,6 @@ class Run:
         if over or self.signals or (iteration + 1) % self.args.save_every == 0:
             self.save_checkpoint(iteration + 1)
         if self.signals:
-            self.bar.close()
             raise SystemExit(128 + self.signals[0])
         if over:
             atexit.unregister(self.hint)

@@ -89,7 +89,7 @@ def test_json_video_and_bad_input(capsys):
     result = json.loads(capsys.readouterr().out)
     assert result["env_id"] == "CartPole-v1"
     assert result["global_step"] == 96
-    (video,) = run.glob("evaluation_*/videos/*.mp4")
+    (video,) = run.glob("evaluation_*/videos/*.mp4")  # of one game, and none of training's
     assert video.stat().st_size > 1000
     Path("other.pt").write_bytes(b"not a checkpoint")
     torch.save({"script": "os", "version": 1}, "stranger.pt")
