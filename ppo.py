@@ -9,8 +9,9 @@
 
     python ppo.py --env-id CartPole-v1
 
-DOC_RESULT
-Differs from the official code (baselines ppo2) in nothing but the default hyperparameters, which it has none of here.
+CartPole-v1 reaches a mean return of about CARTMEAN (500 is the most) in 500,000 steps, two minutes on one CPU core. The
+algorithm is that of the official code (baselines ppo2), with a network of two layers of 64 units for each of policy
+and value.
 """
 
 import atexit
@@ -226,7 +227,7 @@ def load_checkpoint(path: Path) -> dict:
 
 def parse_args() -> Args:
     """Read the command line; with --resume, what it leaves out comes from the checkpoint."""
-    args = tyro.cli(Args)
+    args = tyro.cli(Args, description=__doc__)
     if args.resume:
         checkpoint = load_checkpoint(args.resume)
         saved = checkpoint["args"] | {"resume": args.resume}

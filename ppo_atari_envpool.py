@@ -9,7 +9,7 @@
 
     python ppo_atari_envpool.py --env-id Breakout-v5
 
-DOC_RESULT
+DOCBREAK
 Differs from the official code (baselines ppo2) in that rows which EnvPool spends on resets are left out of the batch;
 they still count as steps.
 """
@@ -226,7 +226,7 @@ def load_checkpoint(path: Path) -> dict:
 
 def parse_args() -> Args:
     """Read the command line; with --resume, what it leaves out comes from the checkpoint."""
-    args = tyro.cli(Args)
+    args = tyro.cli(Args, description=__doc__)
     if args.resume:
         checkpoint = load_checkpoint(args.resume)
         saved = checkpoint["args"] | {"resume": args.resume}

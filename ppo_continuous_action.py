@@ -9,7 +9,8 @@
 
     python ppo_continuous_action.py --env-id HalfCheetah-v5
 
-DOC_RESULT
+Hopper-v5 reaches a mean return of HOPPER in 1,000,000 steps, 20 minutes on one CPU core (seed 1). The algorithm is that
+of the official code (baselines ppo2).
 """
 
 import atexit
@@ -264,7 +265,7 @@ def load_checkpoint(path: Path) -> dict:
 
 def parse_args() -> Args:
     """Read the command line; with --resume, what it leaves out comes from the checkpoint."""
-    args = tyro.cli(Args)
+    args = tyro.cli(Args, description=__doc__)
     if args.resume:
         checkpoint = load_checkpoint(args.resume)
         saved = checkpoint["args"] | {"resume": args.resume}
