@@ -116,6 +116,7 @@ def main(args: Args) -> dict:
     """Evaluate and return what `--json` prints."""
     if args.episodes < 1:
         fail(f"--episodes must be at least 1, not {args.episodes}")
+    torch.set_num_threads(1)  # one observation at a time leaves nothing to a second thread
     player, checkpoint = load_player(args.run, args.capture_video)
     returns, lengths = player.play(args.episodes, args.deterministic, args.seed)
     player.env.close()
