@@ -1,9 +1,7 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = [
-#     "gymnasium[mujoco]==1.4.0", "moviepy==2.2.1", "mujoco==3.8.1", "numpy==2.4.6", "tensorboard==2.21.0",
-#     "torch==2.13.0", "tqdm==4.70.1", "tyro==1.0.17",
-# ]
+# dependencies = ["gymnasium[mujoco]==1.4.0", "moviepy==2.2.1", "mujoco==3.8.1", "numpy==2.4.6", "tensorboard==2.21.0",
+#     "torch==2.13.0", "tqdm==4.70.1", "tyro==1.0.17"]
 # ///
 """Proximal Policy Optimization for continuous control: vector observations, continuous actions.
 
@@ -230,13 +228,11 @@ def fail(message: str, code: int = 2) -> NoReturn:
 
 def check_args(args: Args) -> None:
     """End with one line that says what to change if the arguments make no sense."""
-    sizes = ("total_timesteps", "num_envs", "num_steps", "num_minibatches", "update_epochs", "save_every")
-    bounds = {"gamma": (0, 1), "gae_lambda": (0, 1), "seed": (0, 2**31 - 1)} | dict.fromkeys(sizes, (1, 10**12))
-    numbers = ("learning_rate", "clip_coef", "ent_coef", "vf_coef", "max_grad_norm", "target_kl")
-    bounds |= dict.fromkeys(numbers, (0, 1e9))
-    for name, (low, high) in bounds.items():
-        if not low <= (getattr(args, name) or 0) <= high:
-            fail(f"--{name.replace('_', '-')} must lie between {low} and {high}, not at {getattr(args, name)}")
+    highest = {"gamma": 1, "gae_lambda": 1, "seed": 2**31 - 1}
+    for name, kind in Args.__annotations__.items():
+        low, high, value = int(kind is int and name != "seed"), highest.get(name, 10**12), getattr(args, name)
+        if kind in (int, float, float | None) and not low <= (value or 0) <= high:
+            fail(f"--{name.replace('_', '-')} must lie between {low} and {high}, not at {value}")
     batch_size = args.num_envs * args.num_steps
     if batch_size % args.num_minibatches:
         fail(f"--num-minibatches {args.num_minibatches} does not divide --num-envs times --num-steps, {batch_size}")
@@ -244,9 +240,8 @@ def check_args(args: Args) -> None:
         fail(f"--total-timesteps {args.total_timesteps} is less than --num-envs times --num-steps, {batch_size}")
     if args.device != "auto" and not torch.get_device_module(args.device).is_available():
         fail(f"--device {args.device}: PyTorch finds no such device here; use --device cpu")
-    for flag, package in (("track", "wandb"), ("capture_video", "moviepy")):
-        if getattr(args, flag) and not importlib.util.find_spec(package):
-            fail(f"--{flag.replace('_', '-')} needs a package that is not installed: pip install {package}")
+    if args.track and not importlib.util.find_spec("wandb"):
+        fail("--track needs a package that is not installed: pip install wandb")
 
 
 def load_checkpoint(path: Path) -> dict:
@@ -277,12 +272,6 @@ def parse_args() -> Args:
     return args
 
 
-def mean_stats(stats: list[dict[str, Tensor]]) -> dict[str, float]:
-    """Average the statistics of some minibatches; this is where the program waits for the device."""
-    means = torch.stack([torch.stack(tuple(s.values())) for s in stats]).mean(dim=0)
-    return dict(zip(stats[0], means.tolist(), strict=True))
-
-
 class Run:
     """The run folder with its log and checkpoint, the progress bar, and an orderly end after Ctrl-C or SIGTERM."""
 
@@ -298,13 +287,11 @@ class Run:
             torch.set_rng_state(checkpoint["rng"][0])
             torch.cuda.set_rng_state_all(checkpoint["rng"][1 : 1 + torch.cuda.device_count()])
         if args.track:
-            wandb = importlib.import_module("wandb")
-            wandb.init(id=run_dir.name, name=run_dir.name, resume="allow", config=asdict(args), sync_tensorboard=True)
+            names = {"id": run_dir.name, "name": run_dir.name, "resume": "allow"}
+            importlib.import_module("wandb").init(**names, config=asdict(args), sync_tensorboard=True)
         # purge_step: a resumed run logs again what was logged between its checkpoint and the interruption.
         self.writer = SummaryWriter(run_dir, purge_step=self.global_step + 1)
-        self.writer.add_text(
-            "hyperparameters", "\n".join(f"    {name}: {value}" for name, value in asdict(args).items())
-        )
+        self.writer.add_text("hyperparameters", "\n".join(f"    {k}: {v}" for k, v in asdict(args).items()))
         total = args.total_timesteps - args.total_timesteps % (args.num_envs * args.num_steps)
         self.bar = tqdm(total=total, initial=self.global_step, unit=" steps", miniters=1, delay=1e-9, position=0)
         self.bar.bar_format = "{bar}| {n_fmt}/{total_fmt}, {rate_noinv_fmt}, {remaining} left{postfix}"  # 80 columns
@@ -319,10 +306,12 @@ class Run:
         self.writer.add_scalar("charts/episodic_return", episodic_return, self.global_step)
         self.writer.add_scalar("charts/episodic_length", episodic_length, self.global_step)
 
-    def end_update(self, iteration: int, scalars: dict[str, float]) -> None:
+    def end_update(self, iteration: int, learning_rate: float, stats: list[dict[str, Tensor]]) -> None:
         """Log the update, save a checkpoint where one is due, and end the run if it is over or a signal came."""
+        means = torch.stack([torch.stack(tuple(s.values())) for s in stats]).mean(dim=0).tolist()  # waits for the GPU
+        scalars = {f"losses/{name}": mean for name, mean in zip(stats[0], means, strict=True)}
         seconds, self.last_update = time.perf_counter() - self.last_update, time.perf_counter()
-        scalars["charts/SPS"] = (self.global_step - self.bar.n) / seconds
+        scalars |= {"charts/SPS": (self.global_step - self.bar.n) / seconds, "charts/learning_rate": learning_rate}
         for tag, value in scalars.items():
             self.writer.add_scalar(tag, value, self.global_step)
             if not np.isfinite(value) and tag != "losses/explained_variance":  # never save a broken agent
@@ -349,9 +338,8 @@ class Run:
         checkpoint["rng"] = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
         self.writer.flush()
         try:
-            with open(self.dir / "checkpoint.tmp", "wb") as file:
+            with open(self.dir / "checkpoint.tmp", "wb", buffering=0) as file:
                 torch.save(checkpoint, file)
-                file.flush()
                 os.fsync(file.fileno())
             os.replace(file.name, self.dir / "checkpoint.pt")
         except (OSError, RuntimeError) as error:  # a RuntimeError is how torch.save reports a full disk
@@ -365,8 +353,7 @@ def main(args: Args) -> Agent:
     check_args(args)
     num_iterations = args.total_timesteps // (args.num_envs * args.num_steps)
     start = load_checkpoint(args.resume) if args.resume else {"iteration": 0, "global_step": 0}
-    new_dir = f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
-    run_dir = start.get("run_dir", Path(new_dir))
+    run_dir = start.get("run_dir", Path(f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"))
     device = torch.device("cpu" if args.device == "auto" else args.device)
     torch.set_num_threads(1)  # a second thread does not make networks this small faster; leave it to a second seed
     for seed in (random.seed, np.random.seed, torch.manual_seed):
@@ -422,7 +409,7 @@ def main(args: Args) -> Agent:
             next_value = agent.get_value(next_obs)
         advantages, returns = compute_gae(rewards, values, dones, next_value, next_done, args.gamma, args.gae_lambda)
         batch = Batch(*(x.flatten(0, 1) for x in (obs, actions, logprobs, values, advantages, returns)))
-        stats = []
+        stats, explained_variance = [], 1 - (batch.returns - batch.values).var() / batch.returns.var()
         for _ in range(args.update_epochs):  # Core 6: each epoch visits every row once, in a new random order
             for rows in torch.randperm(len(batch.obs), device=device).chunk(args.num_minibatches):
                 mb = Batch(*(field[rows] for field in batch))
@@ -432,13 +419,11 @@ def main(args: Args) -> Agent:
                 # Core 11: the norm over all weights
                 mb_stats["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
                 optimizer.step()
-                stats.append(mb_stats)
-            # Aux 3: stop early when this epoch moved the policy too far
-            if args.target_kl and mean_stats(stats[-args.num_minibatches :])["approx_kl"] > args.target_kl:
+                stats.append(mb_stats | {"explained_variance": explained_variance})
+            kls = [mb_stats["approx_kl"] for mb_stats in stats[-args.num_minibatches :]]
+            if args.target_kl and sum(kls) > args.target_kl * len(kls):  # Aux 3: this epoch moved the policy too far
                 break
-        scalars = {f"losses/{name}": mean for name, mean in mean_stats(stats).items()}
-        scalars["losses/explained_variance"] = (1 - (batch.returns - batch.values).var() / batch.returns.var()).item()
-        run.end_update(iteration, scalars | {"charts/learning_rate": lr})
+        run.end_update(iteration, lr, stats)
 
     envs.close()
     return agent

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-SCRIPTS = ["ppo", "ppo_atari", "ppo_atari_envpool", "ppo_continuous_action"]
+SCRIPTS = ["ppo", "ppo_atari", "ppo_atari_envpool", "ppo_continuous_action", "ppo_atari_lstm", "ppo_multidiscrete"]
 
 # The fewest arguments that give a real run of each script: three updates of a tiny batch.
 TINY = {
@@ -11,6 +11,8 @@ TINY = {
     "ppo_atari": {"num_envs": 2, "num_steps": 16, "total_timesteps": 96},
     "ppo_atari_envpool": {"num_envs": 2, "num_steps": 16, "total_timesteps": 96},
     "ppo_continuous_action": {"num_steps": 64, "num_minibatches": 4, "update_epochs": 2, "total_timesteps": 192},
+    "ppo_atari_lstm": {"num_envs": 2, "num_minibatches": 2, "num_steps": 16, "total_timesteps": 96},
+    "ppo_multidiscrete": {"num_envs": 2, "num_steps": 16, "total_timesteps": 96},
 }
 
 

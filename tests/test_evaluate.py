@@ -14,16 +14,19 @@ import evaluate
 import ppo
 import ppo_atari
 import ppo_atari_envpool
+import ppo_atari_lstm
 import ppo_continuous_action
+import ppo_multidiscrete
 
-MODULES = {module.__name__: module for module in (ppo, ppo_atari, ppo_atari_envpool, ppo_continuous_action)}
+ALL = (ppo, ppo_atari, ppo_atari_envpool, ppo_continuous_action, ppo_atari_lstm, ppo_multidiscrete)
+MODULES = {module.__name__: module for module in ALL}
 
 
 def train(script: str, **changes) -> Path:
     """Train with tiny arguments and return the run folder."""
     MODULES[script].main(MODULES[script].Args(**TINY[script] | changes))
-    (folder,) = Path("runs").iterdir()
-    return folder
+    (checkpoint,) = Path("runs").rglob("checkpoint.pt")
+    return checkpoint.parent
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -66,8 +69,8 @@ def test_deterministic_actions_are_the_likeliest():
     player, _ = evaluate.load_player(run)
     obs = np.array([0.1, 0.0, 0.05, 0.0], dtype=np.float32)
     logits = player.agent.actor(torch.from_numpy(obs)[None])
-    assert all(player.act(obs, deterministic=True) == logits.argmax().item() for _ in range(20))
-    assert {player.act(obs, deterministic=False) for _ in range(50)} == {0, 1}
+    assert all(player.act(obs, {}, False, deterministic=True) == logits.argmax().item() for _ in range(20))
+    assert {player.act(obs, {}, False, deterministic=False) for _ in range(50)} == {0, 1}
 
 
 def test_continuous_actions_are_clipped_and_statistics_frozen():
@@ -76,7 +79,7 @@ def test_continuous_actions_are_clipped_and_statistics_frozen():
     before = player.normalizer.state_dict()
     with torch.no_grad():
         player.agent.actor_logstd.fill_(5.0)  # samples far outside of the bounds
-    actions = [player.act(np.zeros(17), deterministic=False) for _ in range(20)]
+    actions = [player.act(np.zeros(17), {}, False, deterministic=False) for _ in range(20)]
     assert np.abs(actions).max() == 1.0
     player.play(1, deterministic=False, seed=0)
     assert player.normalizer.state_dict() == before

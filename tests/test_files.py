@@ -15,6 +15,9 @@ import gymnasium as gym
 import pytest
 from conftest import SCRIPTS
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "docs"))
+import details
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = {script: (ROOT / f"{script}.py").read_text(encoding="utf-8") for script in SCRIPTS}
 
@@ -29,23 +32,34 @@ class Difference(NamedTuple):
     groups: tuple[set[str], ...]
 
 
-IMAGES, VECTORS = {"ppo_atari", "ppo_atari_envpool"}, {"ppo", "ppo_continuous_action"}
-EACH = ({"ppo"}, {"ppo_atari"}, {"ppo_atari_envpool"}, {"ppo_continuous_action"})
+VECTORS = {"ppo", "ppo_continuous_action", "ppo_multidiscrete"}
+FRAMES = {"ppo_atari", "ppo_atari_envpool"}  # four of them at a time
+LSTM, SEVERAL = {"ppo_atari_lstm"}, {"ppo_multidiscrete"}
+EACH = ({"ppo"}, {"ppo_atari"}, {"ppo_atari_envpool"}, {"ppo_continuous_action"}, LSTM, SEVERAL)
+KINDS = ({"ppo"}, {"ppo_continuous_action"}, SEVERAL, FRAMES, LSTM)
 
 # Every top-level function and class, every method of Agent and every field of Args that is not named here is the same
 # in all scripts that have it.
 DIFFERENCES = {
     "main": Difference("the loop is where the settings differ", EACH),
-    "make_env": Difference("Atari frames go through wrappers", (VECTORS, {"ppo_atari"})),
-    "make_envs": Difference("each setting takes other spaces, and EnvPool makes all environments at once", EACH),
-    "Batch": Difference("observations and actions have other shapes", ({"ppo"}, {"ppo_continuous_action"}, IMAGES)),
-    "Agent.__init__": Difference("each setting has its network", ({"ppo"}, {"ppo_continuous_action"}, IMAGES)),
-    "Agent.get_value": Difference("images pass through the convolutions", (VECTORS, IMAGES)),
-    "Agent.get_action_and_value": Difference(
-        "the kind of action sets the distribution", ({"ppo"}, {"ppo_continuous_action"}, IMAGES)
+    "make_env": Difference("Atari frames go through wrappers; an LSTM sees one", (VECTORS, {"ppo_atari"}, LSTM)),
+    "make_envs": Difference(
+        "each setting takes other spaces, and EnvPool makes all environments at once",
+        ({"ppo"}, {"ppo_continuous_action"}, SEVERAL, {"ppo_atari"} | LSTM, {"ppo_atari_envpool"}),
     ),
-    "Args.env_id": Difference("each script names its kind of environment", EACH),
-    "Args.device": Difference("a GPU is slower for small networks", (VECTORS, IMAGES)),
+    "Batch": Difference("observations and actions have other shapes", KINDS),
+    "Agent.__init__": Difference("each setting has its network", KINDS),
+    "Agent.get_value": Difference("images pass through the convolutions, and the LSTM", (VECTORS, FRAMES, LSTM)),
+    "Agent.get_action_and_value": Difference("the kind of action sets the distribution", KINDS),
+    "ppo_loss": Difference(
+        "the LSTM's state and the action mask are inputs of the network", ((VECTORS | FRAMES) - SEVERAL, LSTM, SEVERAL)
+    ),
+    "check_args": Difference("an LSTM's minibatch is whole environments", (VECTORS | FRAMES, LSTM)),
+    "Args.env_id": Difference(
+        "each script names its kind of environment",
+        ({"ppo"}, {"ppo_continuous_action"}, SEVERAL, {"ppo_atari"} | LSTM, {"ppo_atari_envpool"}),
+    ),
+    "Args.device": Difference("a GPU is slower for small networks", (VECTORS, FRAMES | LSTM)),
 }
 
 WHAT_TO_DO = (
@@ -294,8 +308,6 @@ def test_script_imports_nothing_from_this_repository(script):
 
 # Labels
 
-DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef
-
 
 def numbered(kind: str, count: int) -> set[str]:
     return {f"{kind} {number}" for number in range(1, count + 1)}
@@ -306,14 +318,37 @@ LABELS = {
     "ppo_atari": numbered("Core", 12) | numbered("Atari", 9),
     "ppo_atari_envpool": numbered("Core", 12) | numbered("Atari", 9),
     "ppo_continuous_action": numbered("Core", 13) | numbered("Continuous", 9),
+    "ppo_atari_lstm": numbered("Core", 12) | (numbered("Atari", 9) - {"Atari 7"}) | numbered("LSTM", 5),
+    "ppo_multidiscrete": numbered("Core", 13) | {"MultiDiscrete 1", "Aux 4"},
 }
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_detail_is_labelled_and_no_other(script):
     # In every script the clip range can be annealed (Aux 1) and the epochs can stop early (Aux 3).
-    nodes = [node for node in ast.walk(ast.parse(SOURCES[script])) if isinstance(node, DOCUMENTED)]
-    docstrings = [ast.get_docstring(node) or "" for node in nodes]
-    text = "\n".join([*comments(SOURCES[script]).values(), *docstrings])
-    found = set(re.findall(r"\b((?:Core|Atari|Continuous|LSTM|MultiDiscrete|Aux) \d+): ", text))
-    assert found == LABELS[script] | {"Aux 1", "Aux 3"}
+    assert details.labelled_lines(SOURCES[script]).keys() == LABELS[script] | {"Aux 1", "Aux 3"}
+
+
+def test_table_of_details_has_all_37_and_the_4_auxiliary_ones():
+    all_37 = numbered("Core", 13) | numbered("Atari", 9) | numbered("Continuous", 9) | numbered("LSTM", 5)
+    assert len(all_37 | {"MultiDiscrete 1"}) == 37
+    assert details.DETAILS.keys() == all_37 | {"MultiDiscrete 1"} | numbered("Aux", 4)
+
+
+def test_table_of_details_links_to_every_labelled_line():
+    rows = {row.split(" | ")[0].removeprefix("| "): row for row in details.table().splitlines()[2:]}
+    links = {
+        (label, script, int(line))
+        for label, row in rows.items()
+        for script, line in re.findall(r"\((\w+)\.py#L(\d+)\)", row)
+    }
+    assert {(label, script) for label, script, _ in links} == {
+        (label, script) for script in SCRIPTS for label in LABELS[script] | {"Aux 1", "Aux 3"}
+    }
+    for label, script, line in links:
+        assert f"{label}: " in SOURCES[script].splitlines()[line - 1]
+
+
+def test_readme_has_the_table_as_it_is_now():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert details.with_table(readme) == readme, "run: python docs/details.py"

@@ -1,0 +1,450 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["ale-py==0.12.1", "gymnasium==1.4.0", "moviepy==2.2.1", "numpy==2.4.6",
+#     "opencv-python-headless==5.0.0.93", "tensorboard==2.21.0", "torch==2.13.0", "tqdm==4.70.1", "tyro==1.0.17"]
+# ///
+"""Proximal Policy Optimization with a recurrent network, for Atari games that are seen one frame at a time.
+
+    python ppo_atari_lstm.py --env-id BreakoutNoFrameskip-v4
+
+The algorithm is that of the official code (baselines ppo2 with the policy `cnn_lstm`); one frame instead of four.
+"""
+
+import atexit
+import difflib
+import importlib.util
+import os
+import random
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import ClassVar, Literal, NamedTuple, NoReturn
+
+import ale_py
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+from torch import Tensor, nn, optim
+from torch.distributions import Categorical
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+
+@dataclass
+class Args:
+    env_id: str = "BreakoutNoFrameskip-v4"  # Atari game, one of Gymnasium's
+    total_timesteps: int = 10_000_000  # environment steps of the whole run, all environments together
+    learning_rate: float = 2.5e-4  # step size of Adam at the first update
+    num_envs: int = 8  # environments that are stepped side by side
+    num_steps: int = 128  # steps of each environment per update
+    anneal_lr: bool = True  # let the learning rate fall linearly to 0
+    gamma: float = 0.99  # discount factor
+    gae_lambda: float = 0.95  # lambda of generalized advantage estimation
+    num_minibatches: int = 4  # minibatches into which each epoch splits the batch
+    update_epochs: int = 4  # passes over the batch per update
+    norm_adv: bool = True  # normalise the advantages of each minibatch
+    clip_coef: float = 0.1  # the ratio is clipped to [1 - clip_coef, 1 + clip_coef]
+    anneal_clip_coef: bool = False  # let clip_coef fall linearly to 0 too
+    clip_vloss: bool = True  # clip the change of the value prediction by clip_coef as well
+    ent_coef: float = 0.01  # weight of the entropy bonus
+    vf_coef: float = 0.5  # weight of the value loss
+    max_grad_norm: float = 0.5  # the global norm of the gradient is clipped to this
+    target_kl: float | None = None  # stop the epochs of an update once their mean approximate KL exceeds this
+    seed: int = 1  # seed of everything random
+    torch_deterministic: bool = True  # use deterministic GPU kernels
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto is CUDA where there is a GPU, else the CPU
+    exp_name: str = Path(__file__).stem  # name of the experiment, part of the name of the run folder
+    capture_video: bool = False  # record videos of the first environment into the run folder
+    save_every: int = 100  # updates between two checkpoints
+    # run folder to go on with; may change: --total-timesteps, --device, --save-every, --capture-video, --track
+    resume: Path | None = None
+    track: bool = False  # log to Weights & Biases too (it reads WANDB_PROJECT, WANDB_ENTITY and WANDB_MODE)
+
+
+class EpisodicLifeEnv(gym.Wrapper):
+    """Atari 3: a lost life ends the episode for the learner, while the game goes on (atari_wrappers.py#L61)."""
+
+    lives, game_over = 0, True
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        self.game_over = terminated or truncated
+        before, self.lives = self.lives, self.unwrapped.ale.lives()
+        terminated = terminated or 0 < self.lives < before  # Qbert shows 0 lives for some frames before its end
+        return obs, reward, terminated, truncated, info
+
+    def reset(self, **kwargs):
+        if self.game_over:
+            obs, info = self.env.reset(**kwargs)
+        else:  # only a life was lost: go on with a no-op
+            obs, _, terminated, truncated, info = self.env.step(0)
+            if terminated or truncated:
+                obs, reset_info = self.env.reset(**kwargs)
+                info |= reset_info
+        self.lives = self.unwrapped.ale.lives()
+        return obs, info
+
+
+class FireResetEnv(gym.Wrapper):
+    """Atari 4: press FIRE, then action 2, in games that wait for it at the start (atari_wrappers.py#L41)."""
+
+    def reset(self, **kwargs):
+        obs, info = self.env.reset(**kwargs)
+        for action in (1, 2):
+            obs, _, terminated, truncated, step_info = self.env.step(action)
+            info |= step_info
+            if terminated or truncated:
+                obs, reset_info = self.env.reset(**kwargs)
+                info |= reset_info
+        return obs, info
+
+
+def make_env(env_id: str, idx: int, capture_video: bool, run_dir: Path) -> gym.Env:
+    """Make environment number `idx`; number 0 records videos if asked to."""
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner for every environment
+    record = capture_video and idx == 0
+    env = gym.make(env_id, frameskip=1, render_mode="rgb_array" if record else None)
+    env = gym.wrappers.AtariPreprocessing(
+        env,
+        noop_max=30,  # Atari 1: 1 to 30 no-ops on reset
+        frame_skip=4,  # Atari 2: each action is repeated 4 times; the last two frames' maximum is seen
+        screen_size=84,  # Atari 5: 84 x 84, and grey, as is the default
+    )
+    env = gym.wrappers.RecordEpisodeStatistics(env)  # below the wrappers that cut games and clip rewards
+    if record:
+        env = gym.wrappers.RecordVideo(env, str(run_dir / "videos"), fps=15, disable_logger=True)
+    env = EpisodicLifeEnv(env)
+    if env.action_space.n >= 3 and env.unwrapped.get_action_meanings()[1] == "FIRE":
+        env = FireResetEnv(env)
+    env = gym.wrappers.TransformReward(env, np.sign)  # Atari 6: reward clipped to its sign
+    return gym.wrappers.FrameStackObservation(env, 1)  # Atari 7, undone: one frame; the LSTM has to remember motion
+
+
+def make_envs(args: Args, run_dir: Path) -> gym.vector.VectorEnv:
+    """Make the vector environment, or end with one line that says why this script cannot train on it."""
+    games = [name for name, spec in gym.registry.items() if str(spec.entry_point).startswith("ale_py")]
+    if args.env_id not in games:
+        names = difflib.get_close_matches(args.env_id.replace("-v5", "NoFrameskip-v4"), games, cutoff=0.5)
+        fail(f"Gymnasium has no Atari game {args.env_id}; the closest names are: {', '.join(names) or 'none'}")
+    # Core 1: one policy steps all environments. SAME_STEP: the step that ends an episode already returns the
+    # next one's first observation; the default, NEXT_STEP, would feed the learner rows that are no experience.
+    thunks = [partial(make_env, args.env_id, i, args.capture_video, run_dir) for i in range(args.num_envs)]
+    return gym.vector.SyncVectorEnv(thunks, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+
+
+def layer_init(layer: nn.Module, std: float = 2**0.5, bias: float = 0.0) -> nn.Module:
+    """Core 2: orthogonal weights with gain `std`, constant bias (baselines a2c/utils.py#L58)."""
+    nn.init.orthogonal_(layer.weight, std)
+    nn.init.constant_(layer.bias, bias)
+    return layer
+
+
+class Agent(nn.Module):
+    """Policy and value on top of convolutions and an LSTM (baselines common/models.py#L103-L182).
+
+    Rows may span several steps of all environments, time first. `done` is 1 where a row begins an episode, and
+    `lstm_state` (num_envs, 256), the hidden and the cell state, is that before the first step.
+    """
+
+    def __init__(self, envs: gym.vector.VectorEnv):
+        super().__init__()
+        # Atari 8: the network of Mnih et al. (2015), shared by policy and value (common/models.py#L15-L26)
+        self.network = nn.Sequential(
+            layer_init(nn.Conv2d(1, 32, 8, stride=4)), nn.ReLU(),
+            layer_init(nn.Conv2d(32, 64, 4, stride=2)), nn.ReLU(),
+            layer_init(nn.Conv2d(64, 64, 3, stride=1)), nn.ReLU(),
+            nn.Flatten(), layer_init(nn.Linear(64 * 7 * 7, 512)), nn.ReLU(),
+        )  # fmt: skip
+        self.lstm = nn.LSTMCell(512, 128)
+        for name, parameter in self.lstm.named_parameters():  # LSTM 1: weights orthogonal with gain 1, biases 0
+            nn.init.orthogonal_(parameter, 1.0) if "weight" in name else nn.init.zeros_(parameter)
+        self.lstm.bias_hh.requires_grad = False  # PyTorch adds two biases; learning both would double their step
+        # The small gain of the policy head makes all actions about equally likely at the start.
+        self.actor = layer_init(nn.Linear(128, envs.single_action_space.n), std=0.01)
+        self.critic = layer_init(nn.Linear(128, 1), std=1.0)
+
+    def get_states(self, x: Tensor, lstm_state: Tensor, done: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the LSTM makes of each observation, (steps * num_envs, 128), and its state after the last."""
+        hidden = self.network(x / 255.0)  # Atari 9: images scaled to [0, 1]
+        outputs = []
+        for hidden_t, done_t in zip(hidden.split(len(lstm_state)), done.split(len(lstm_state)), strict=True):
+            lstm_state = lstm_state * (1 - done_t[:, None])  # LSTM 3: nothing is kept of the episode before
+            lstm_state = torch.cat(self.lstm(hidden_t, lstm_state.chunk(2, dim=1)), dim=1)
+            outputs.append(lstm_state[:, :128])
+        return torch.cat(outputs), lstm_state
+
+    def get_value(self, x: Tensor, lstm_state: Tensor, done: Tensor) -> Tensor:
+        """Return the value of each observation, (steps * num_envs,)."""
+        return self.critic(self.get_states(x, lstm_state, done)[0]).squeeze(-1)
+
+    def get_action_and_value(self, x: Tensor, lstm_state: Tensor, done: Tensor, action: Tensor | None = None):
+        """Return action, log-probability, entropy and value, each (steps * num_envs,), and the next LSTM state."""
+        hidden, lstm_state = self.get_states(x, lstm_state, done)
+        probs = Categorical(logits=self.actor(hidden), validate_args=False)
+        if action is None:
+            action = probs.sample()
+        return action, probs.log_prob(action), probs.entropy(), self.critic(hidden).squeeze(-1), lstm_state
+
+
+class Batch(NamedTuple):
+    """What the learner sees of each row; a minibatch has all rows of some of the environments, time first."""
+
+    obs: Tensor  # (rows, 1, 84, 84) uint8
+    actions: Tensor  # (rows,) int64
+    logprobs: Tensor  # (rows,) log-probability of the action under the policy that took it
+    values: Tensor  # (rows,) value predicted during the rollout
+    advantages: Tensor  # (rows,)
+    returns: Tensor  # (rows,) target of the value function
+    dones: Tensor  # (rows,) 1 where the observation begins an episode
+    lstm_state: Tensor  # (environments, 256) before the first of these rows
+
+
+def compute_gae(rewards, values, dones, next_value, next_done, gamma, gae_lambda) -> tuple[Tensor, Tensor]:
+    """Core 5: generalized advantage estimation (Schulman et al. 2016, eq. 16; baselines ppo2/runner.py#L56-L65).
+
+    `rewards`, `values`, `dones` are (num_steps, num_envs); `dones[t]` is 1 where `obs[t]` begins an episode.
+    `next_value`, `next_done` (num_envs,) belong to the last observation. Returns advantages and value targets.
+    """
+    continues = 1.0 - torch.cat([dones[1:], next_done[None]])  # did the episode go on after step t?
+    next_values = torch.cat([values[1:], next_value[None]])
+    deltas = rewards + gamma * continues * next_values - values
+    advantages, advantage = torch.zeros_like(rewards), torch.zeros_like(next_value)
+    for t in reversed(range(len(rewards))):
+        advantages[t] = advantage = deltas[t] + gamma * gae_lambda * continues[t] * advantage
+    return advantages, advantages + values
+
+
+def ppo_loss(agent: Agent, mb: Batch, clip_coef: float, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the loss of one minibatch and its statistics (Schulman et al. 2017, eq. 7 and 9), all scalars."""
+    _, logprobs, entropy, values, _ = agent.get_action_and_value(mb.obs, mb.lstm_state, mb.dones, mb.actions)
+    logratio = logprobs - mb.logprobs
+    ratio = logratio.exp()
+    advantages = mb.advantages
+    if args.norm_adv:  # Core 7: per minibatch, with the population standard deviation
+        advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
+    clipped_ratio = ratio.clamp(1 - clip_coef, 1 + clip_coef)  # Core 8: the worse of clipped and unclipped counts
+    policy_loss = -torch.min(advantages * ratio, advantages * clipped_ratio).mean()
+    value_losses = (values - mb.returns) ** 2
+    if args.clip_vloss:  # Core 9: the value may move by clip_coef at most, too
+        clipped_values = mb.values + (values - mb.values).clamp(-clip_coef, clip_coef)
+        value_losses = torch.max(value_losses, (clipped_values - mb.returns) ** 2)
+    value_loss = 0.5 * value_losses.mean()
+    loss = policy_loss - args.ent_coef * entropy.mean() + args.vf_coef * value_loss  # Core 10: one loss, one optimiser
+    with torch.no_grad():  # Core 12: debug variables
+        stats = {"policy_loss": policy_loss.detach(), "value_loss": value_loss.detach(), "entropy": entropy.mean()}
+        stats["old_approx_kl"] = -logratio.mean()
+        stats["approx_kl"] = (ratio - 1 - logratio).mean()  # never negative, less variance (Schulman 2020)
+        stats["clipfrac"] = ((ratio - 1).abs() > clip_coef).float().mean()
+    return loss, stats
+
+
+def fail(message: str, code: int = 2) -> NoReturn:
+    """End with one line on stderr; exit code 2 stands for wrong usage. (From here to `main`: no algorithm.)"""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def check_args(args: Args) -> None:
+    """End with one line that says what to change if the arguments make no sense."""
+    highest = {"gamma": 1, "gae_lambda": 1, "seed": 2**31 - 1}
+    for name, kind in Args.__annotations__.items():
+        low, high, value = int(kind is int and name != "seed"), highest.get(name, 10**12), getattr(args, name)
+        if kind in (int, float, float | None) and not low <= (value or 0) <= high:
+            fail(f"--{name.replace('_', '-')} must lie between {low} and {high}, not at {value}")
+    batch_size = args.num_envs * args.num_steps
+    if args.num_envs % args.num_minibatches:
+        fail(f"--num-minibatches {args.num_minibatches} does not divide --num-envs {args.num_envs}")
+    if args.total_timesteps < batch_size:
+        fail(f"--total-timesteps {args.total_timesteps} is less than --num-envs times --num-steps, {batch_size}")
+    if args.device != "auto" and not torch.get_device_module(args.device).is_available():
+        fail(f"--device {args.device}: PyTorch finds no such device here; use --device cpu")
+    if args.track and not importlib.util.find_spec("wandb"):
+        fail("--track needs a package that is not installed: pip install wandb")
+
+
+def load_checkpoint(path: Path) -> dict:
+    """Read the checkpoint of a run of this script, or end with one line that says what is wrong with it."""
+    path = path / "checkpoint.pt" if path.is_dir() else path
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # a stranger's file cannot run code
+        script, version = checkpoint["script"], checkpoint["version"]
+    except Exception:  # whatever a missing or damaged file makes the unpickler raise
+        fail(f"{path} is missing, damaged or no checkpoint: --resume takes the folder of a run, runs/...")
+    if (script, version) != (Path(__file__).stem, 1):
+        fail(f"{path} is by {script}.py in format {version}, but {Path(__file__).name} reads its own format 1")
+    return checkpoint | {"run_dir": path.parent}
+
+
+def parse_args() -> Args:
+    """Read the command line; with --resume, what it leaves out comes from the checkpoint."""
+    args = tyro.cli(Args, description=__doc__)
+    if args.resume:
+        checkpoint = load_checkpoint(args.resume)
+        saved = checkpoint["args"] | {"resume": args.resume}
+        args = tyro.cli(Args, default=Args(**saved))
+        for name in sorted(saved.keys() - {"total_timesteps", "device", "save_every", "capture_video", "track"}):
+            if getattr(args, name) != saved[name]:
+                fail(f"--{name.replace('_', '-')} is {saved[name]} in the run to resume and cannot change")
+        if checkpoint["iteration"] >= args.total_timesteps // (args.num_envs * args.num_steps):
+            fail(f"the run is over, at {checkpoint['global_step']} steps: give it more with --total-timesteps")
+    return args
+
+
+class Run:
+    """The run folder with its log and checkpoint, the progress bar, and an orderly end after Ctrl-C or SIGTERM."""
+
+    signals: ClassVar[list[int]] = []  # those that came
+
+    def __init__(self, args: Args, run_dir: Path, checkpoint: dict, **parts):
+        """Open log and progress bar; `parts` is what a checkpoint keeps, and is restored if the run is resumed."""
+        self.args, self.dir, self.parts, self.returns = args, run_dir, parts, []
+        self.global_step, self.last_update = checkpoint["global_step"], time.perf_counter()
+        if args.resume:
+            for name, part in parts.items():
+                part.load_state_dict(checkpoint[name])
+            torch.set_rng_state(checkpoint["rng"][0])
+            torch.cuda.set_rng_state_all(checkpoint["rng"][1 : 1 + torch.cuda.device_count()])
+        if args.track:
+            names = {"id": run_dir.name, "name": run_dir.name, "resume": "allow"}
+            importlib.import_module("wandb").init(**names, config=asdict(args), sync_tensorboard=True)
+        # purge_step: a resumed run logs again what was logged between its checkpoint and the interruption.
+        self.writer = SummaryWriter(run_dir, purge_step=self.global_step + 1)
+        self.writer.add_text("hyperparameters", "\n".join(f"    {k}: {v}" for k, v in asdict(args).items()))
+        total = args.total_timesteps - args.total_timesteps % (args.num_envs * args.num_steps)
+        self.bar = tqdm(total=total, initial=self.global_step, unit=" steps", miniters=1, delay=1e-9, position=0)
+        self.bar.bar_format = "{bar}| {n_fmt}/{total_fmt}, {rate_noinv_fmt}, {remaining} left{postfix}"  # 80 columns
+        if not sys.stderr.isatty():  # in a file, each state of the bar is a line of its own, every ten seconds
+            self.bar.mininterval, self.bar.sp = 10, lambda text: print(text, file=sys.stderr, flush=True)
+        self.bar.set_postfix_str("no episode finished yet")
+        hint = f"to go on: python {Path(__file__).name} --resume {run_dir}"
+        self.hint = lambda: (self.bar.close(), print(hint, file=sys.stderr))
+
+    def log_episode(self, episodic_return: float, episodic_length: int) -> None:
+        self.returns.append(episodic_return)
+        self.writer.add_scalar("charts/episodic_return", episodic_return, self.global_step)
+        self.writer.add_scalar("charts/episodic_length", episodic_length, self.global_step)
+
+    def end_update(self, iteration: int, learning_rate: float, stats: list[dict[str, Tensor]]) -> None:
+        """Log the update, save a checkpoint where one is due, and end the run if it is over or a signal came."""
+        means = torch.stack([torch.stack(tuple(s.values())) for s in stats]).mean(dim=0).tolist()  # waits for the GPU
+        scalars = {f"losses/{name}": mean for name, mean in zip(stats[0], means, strict=True)}
+        seconds, self.last_update = time.perf_counter() - self.last_update, time.perf_counter()
+        scalars |= {"charts/SPS": (self.global_step - self.bar.n) / seconds, "charts/learning_rate": learning_rate}
+        for tag, value in scalars.items():
+            self.writer.add_scalar(tag, value, self.global_step)
+            if not np.isfinite(value) and tag != "losses/explained_variance":  # never save a broken agent
+                fail(f"{tag} became {value} in update {iteration + 1}; try a smaller --learning-rate", code=1)
+        if last := self.returns[-100:]:
+            self.bar.set_postfix_str(f"mean return {np.mean(last):.1f} (last {len(last)})", refresh=False)
+        self.bar.update(self.global_step - self.bar.n)
+        over = self.bar.n == self.bar.total
+        if over or self.signals or (iteration + 1) % self.args.save_every == 0:
+            self.save_checkpoint(iteration + 1)
+        if self.signals:
+            raise SystemExit(128 + self.signals[0])
+        if over:
+            atexit.unregister(self.hint)
+            self.bar.close()
+            self.writer.close()
+            print(f"{self.bar.n:,} steps, {self.bar.postfix}. The curves: tensorboard --logdir {self.dir}")
+
+    def save_checkpoint(self, iteration: int) -> None:
+        """Replace the checkpoint in one go: whatever happens while it is written, the one before survives."""
+        checkpoint = {name: part.state_dict() for name, part in self.parts.items()}
+        checkpoint |= {"version": 1, "script": Path(__file__).stem, "args": asdict(self.args) | {"resume": None}}
+        checkpoint |= {"iteration": iteration, "global_step": self.global_step}
+        checkpoint["rng"] = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+        self.writer.flush()
+        try:
+            with open(self.dir / "checkpoint.tmp", "wb", buffering=0) as file:
+                torch.save(checkpoint, file)
+                os.fsync(file.fileno())
+            os.replace(file.name, self.dir / "checkpoint.pt")
+        except (OSError, RuntimeError) as error:  # a RuntimeError is how torch.save reports a full disk
+            fail(f"no checkpoint written to {self.dir}, the one before is kept: {error}", code=1)
+        atexit.unregister(self.hint)
+        atexit.register(self.hint)
+
+
+def main(args: Args) -> Agent:
+    """Train and return the agent."""
+    check_args(args)
+    num_iterations = args.total_timesteps // (args.num_envs * args.num_steps)
+    start = load_checkpoint(args.resume) if args.resume else {"iteration": 0, "global_step": 0}
+    run_dir = start.get("run_dir", Path(f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"))
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(auto if args.device == "auto" else args.device)
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(args.seed)
+    torch.backends.cudnn.deterministic = args.torch_deterministic
+    envs = make_envs(args, run_dir)
+    agent = Agent(envs).to(device)
+    optimizer = optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)  # Core 3: not 1e-8
+    run = Run(args, run_dir, start, agent=agent, optimizer=optimizer)
+    # The rollout. The images lie in memory with their channels last, as convolutions like them best.
+    obs = torch.zeros((args.num_steps, args.num_envs, 84, 84, 1), dtype=torch.uint8, device=device)
+    obs = obs.permute(0, 1, 4, 2, 3)  # (num_steps, num_envs, 1, 84, 84)
+    actions = torch.zeros((args.num_steps, args.num_envs), dtype=torch.int64, device=device)
+    logprobs, rewards, dones, values = torch.zeros((4, args.num_steps, args.num_envs), device=device)
+
+    # Every environment gets a seed of its own, and another one after a resume.
+    seeds = np.random.SeedSequence([args.seed, start["iteration"]]).generate_state(args.num_envs)
+    next_obs = torch.as_tensor(envs.reset(seed=seeds.tolist())[0], device=device)  # (num_envs, 1, 84, 84) uint8
+    next_done = torch.zeros(args.num_envs, device=device)
+    lstm_state = torch.zeros((args.num_envs, 256), device=device)  # LSTM 2: hidden and cell state start at zero
+    for iteration in range(start["iteration"], num_iterations):
+        remaining = 1 - iteration / num_iterations  # 1 in the first iteration
+        lr = args.learning_rate * (remaining if args.anneal_lr else 1)  # Core 4: linear, from the full rate to 0
+        clip_coef = args.clip_coef * (remaining if args.anneal_clip_coef else 1)  # Aux 1: the same for the clip range
+        optimizer.param_groups[0]["lr"] = lr
+        initial_state = lstm_state
+        # Roll out num_steps steps of every environment; next_obs and next_done carry over to the next iteration.
+        for step in range(args.num_steps):
+            obs[step], dones[step] = next_obs, next_done
+            with torch.no_grad():
+                output = agent.get_action_and_value(next_obs, lstm_state, next_done)
+            actions[step], logprobs[step], _, values[step], lstm_state = output
+            next_obs, reward, terminated, truncated, infos = envs.step(actions[step].cpu().numpy())
+            rewards[step] = torch.as_tensor(reward, dtype=torch.float32)
+            next_obs = torch.as_tensor(next_obs, device=device)
+            next_done = torch.as_tensor(terminated | truncated, dtype=torch.float32, device=device)
+
+            run.global_step += args.num_envs
+            for info in (infos, infos.get("final_info", {})):  # a game can also end during a reset
+                for i in np.flatnonzero(info.get("_episode", False)):
+                    run.log_episode(info["episode"]["r"][i], info["episode"]["l"][i])
+
+        with torch.no_grad():
+            next_value = agent.get_value(next_obs, lstm_state, next_done)
+        advantages, returns = compute_gae(rewards, values, dones, next_value, next_done, args.gamma, args.gae_lambda)
+        # LSTM 5: the states are rebuilt from the one before the rollout, with the weights of each minibatch
+        batch = Batch(obs, actions, logprobs, values, advantages, returns, dones, initial_state[None])
+        stats, explained_variance = [], 1 - (batch.returns - batch.values).var() / batch.returns.var()
+        for _ in range(args.update_epochs):  # Core 6: each epoch visits every row once, in a new random order
+            # LSTM 4: a minibatch is the whole sequences of some of the environments
+            for columns in torch.randperm(args.num_envs, device=device).chunk(args.num_minibatches):
+                mb = Batch(*(field[:, columns].flatten(0, 1) for field in batch))
+                loss, mb_stats = ppo_loss(agent, mb, clip_coef, args)
+                optimizer.zero_grad()
+                loss.backward()
+                # Core 11: the norm over all weights
+                mb_stats["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+                optimizer.step()
+                stats.append(mb_stats | {"explained_variance": explained_variance})
+            kls = [mb_stats["approx_kl"] for mb_stats in stats[-args.num_minibatches :]]
+            if args.target_kl and sum(kls) > args.target_kl * len(kls):  # Aux 3: this epoch moved the policy too far
+                break
+        run.end_update(iteration, lr, stats)
+
+    envs.close()
+    return agent
+
+
+if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM):  # the first is noted, a second one kills
+        signal.signal(number, lambda n, _: (Run.signals.append(n), signal.signal(n, signal.SIG_DFL)))
+    main(parse_args())
