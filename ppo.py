@@ -92,7 +92,7 @@ def make_envs(args: Args, run_dir: Path) -> gym.vector.VectorEnv:
     if isinstance(action_space, gym.spaces.Box):
         fail(f"{args.env_id} has continuous actions: use ppo_continuous_action.py")
     if not isinstance(action_space, gym.spaces.Discrete):
-        fail(f"{args.env_id} has the actions {action_space}, but this script needs Discrete ones")
+        fail(f"{args.env_id} has the actions {action_space}, not Discrete (MultiDiscrete: use ppo_multidiscrete.py)")
     return envs
 
 
@@ -202,8 +202,8 @@ def check_args(args: Args) -> None:
         fail(f"--total-timesteps {args.total_timesteps} is less than --num-envs times --num-steps, {batch_size}")
     if args.device != "auto" and not torch.get_device_module(args.device).is_available():
         fail(f"--device {args.device}: PyTorch finds no such device here; use --device cpu")
-    if args.track and not importlib.util.find_spec("wandb"):
-        fail("--track needs a package that is not installed: pip install wandb")
+    if not all(map(importlib.util.find_spec, ["wandb"] * args.track + ["moviepy"] * args.capture_video)):
+        fail("a package is missing: --track needs pip install wandb, --capture-video needs pip install moviepy")
 
 
 def load_checkpoint(path: Path) -> dict:

@@ -255,8 +255,8 @@ def check_args(args: Args) -> None:
         fail(f"--total-timesteps {args.total_timesteps} is less than --num-envs times --num-steps, {batch_size}")
     if args.device != "auto" and not torch.get_device_module(args.device).is_available():
         fail(f"--device {args.device}: PyTorch finds no such device here; use --device cpu")
-    if args.track and not importlib.util.find_spec("wandb"):
-        fail("--track needs a package that is not installed: pip install wandb")
+    if not all(map(importlib.util.find_spec, ["wandb"] * args.track + ["moviepy"] * args.capture_video)):
+        fail("a package is missing: --track needs pip install wandb, --capture-video needs pip install moviepy")
 
 
 def load_checkpoint(path: Path) -> dict:

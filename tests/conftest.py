@@ -4,6 +4,8 @@ import pytest
 import torch
 
 SCRIPTS = ["ppo", "ppo_atari", "ppo_atari_envpool", "ppo_continuous_action", "ppo_atari_lstm", "ppo_multidiscrete"]
+# Those whose agents see rows one by one and nothing else; the recurrent and the masked one have tests of their own.
+PLAIN = SCRIPTS[:4]
 
 # The fewest arguments that give a real run of each script: three updates of a tiny batch.
 TINY = {

@@ -97,6 +97,9 @@ ENVIRONMENTS = [
     ("ppo_atari_envpool", "ALE/Breakout-v5", ["Breakout-v5"]),
     ("ppo_atari_envpool", "Breakot-v5", ["Breakout-v5"]),
     ("ppo_atari_envpool", "ALE/Pong-v5", ["Pong-v5"]),
+    ("ppo_atari_lstm", "Breakout-v5", ["BreakoutNoFrameskip-v4"]),
+    ("ppo_multidiscrete", "Jumanji/Cleaner-v1", ["Jumanji/Cleaner-v0"]),
+    ("ppo_multidiscrete", "Cleaner-v0", ["Jumanji/Cleaner-v0"]),
     # A name that resembles none, and none at all.
     *((script, "qqqqqq", ["qqqqqq"]) for script in SCRIPTS),
     *((script, "", []) for script in SCRIPTS),
@@ -111,15 +114,17 @@ ENVIRONMENTS = [
     ("ppo_atari", "HalfCheetah-v5", ["HalfCheetah-v5", "Atari"]),
     ("ppo_atari_envpool", "CartPole-v1", ["CartPole-v1", "Atari"]),
     ("ppo_atari_envpool", "HalfCheetah-v4", ["HalfCheetah-v4", "Atari"]),
+    ("ppo_multidiscrete", "CartPole-v1", ["MultiDiscrete", "ppo.py"]),
+    ("ppo_multidiscrete", "HalfCheetah-v5", ["MultiDiscrete", "ppo_continuous_action.py"]),
     # Spaces that no script takes; FlattenObservation makes a vector of them.
     ("ppo", "DictObs-v0", ["Dict", "FlattenObservation"]),
     ("ppo", "TupleObs-v0", ["Tuple", "FlattenObservation"]),
     ("ppo", "DiscreteObs-v0", ["Discrete(16)", "FlattenObservation"]),
     ("ppo", "MatrixObs-v0", ["FlattenObservation"]),
-    ("ppo", "MultiDiscreteActions-v0", ["MultiDiscrete"]),
+    ("ppo", "MultiDiscreteActions-v0", ["MultiDiscrete", "ppo_multidiscrete.py"]),
     ("ppo_continuous_action", "DictObsContinuous-v0", ["Dict", "FlattenObservation"]),
     ("ppo_continuous_action", "TupleObsContinuous-v0", ["Tuple", "FlattenObservation"]),
-    ("ppo_continuous_action", "MultiDiscreteActions-v0", ["MultiDiscrete"]),
+    ("ppo_continuous_action", "MultiDiscreteActions-v0", ["MultiDiscrete", "ppo_multidiscrete.py"]),
     ("ppo_continuous_action", "MatrixActions-v0", ["vector"]),
     # Something is missing, or out of date.
     ("ppo", "LunarLander-v3", ["Box2D", "pip install"]),
@@ -171,7 +176,7 @@ def test_number_out_of_range_is_one_line_with_the_flag(script, name, value, caps
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("--num-envs 3 --num-steps 5 --num-minibatches 4", ["--num-minibatches 4", "15"]),
+        ("--num-envs 3 --num-steps 5 --num-minibatches 4", ["--num-minibatches 4", "--num-envs"]),
         ("--num-envs 2 --num-steps 100 --total-timesteps 199", ["--total-timesteps 199", "200"]),
         ("--device cuda", ["--device cuda", "cpu"]),
         ("--device mps", ["--device mps", "cpu"]),

@@ -67,11 +67,11 @@ def record(module, monkeypatch, learn=True, force_action=None, at_random=False):
             super().__init__(*args)
             seen.agent = self
 
-        def get_action_and_value(self, x, action=None):
+        def get_action_and_value(self, x, *more):
             if at_random:  # without asking the network, which takes longer than the game
                 return torch.randint(seen.envs.single_action_space.n, (len(x),)), *torch.zeros((3, len(x)))
-            result = super().get_action_and_value(x, action)
-            if action is None:
+            result = super().get_action_and_value(x, *more)
+            if not torch.is_grad_enabled():  # the rollout, and not the loss
                 seen.rows.append(tuple(tensor.clone() for tensor in (x, result[0], result[1], result[3])))
             return result
 
@@ -781,6 +781,7 @@ def first_steps(name, seed, monkeypatch):
         sizes = {"num_envs": 6, "num_steps": 8, "total_timesteps": 48, "num_minibatches": 1, "update_epochs": 1}
         # In Freeway the cars drive on from the first frame, so the number of no-ops shows.
         games = {"ppo_atari": {"env_id": "FreewayNoFrameskip-v4"}, "ppo_atari_envpool": {"env_id": "Freeway-v5"}}
+        games["ppo_atari_lstm"] = games["ppo_atari"]
         module.main(module.Args(seed=seed, **sizes, **games.get(name, {})))
     return seen.envs, np.stack([seen.first_obs, *(step[1] for step in seen.steps)])
 

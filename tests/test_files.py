@@ -138,6 +138,15 @@ def test_table_of_differences_is_up_to_date(name):
     assert len(set(texts)) == len(groups), f"{name}: two groups in DIFFERENCES are the same by now; make them one"
 
 
+@pytest.mark.parametrize("script", ["ppo_atari_lstm", "ppo_multidiscrete"])
+def test_the_loss_differs_only_in_what_the_agent_is_given(script):
+    pairs = zip(*(blocks(SOURCES[name])["ppo_loss"].splitlines() for name in ("ppo", script)), strict=True)
+    ((_, other),) = [(one, other) for one, other in pairs if one != other]
+    assert re.fullmatch(
+        r"    _, logprobs, entropy, values(, _)? = agent\.get_action_and_value\((mb\.\w+(, )?)+\)", other
+    )
+
+
 @pytest.mark.parametrize(
     ("block", "old", "new", "changed_line"),
     [

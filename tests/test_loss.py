@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import SCRIPTS
+from conftest import PLAIN
 from numpy.lib.stride_tricks import sliding_window_view
 
 IMAGES = ("ppo_atari", "ppo_atari_envpool")
@@ -121,7 +121,7 @@ def loss_of_the_script(agent, name: str, rows: dict, **flags) -> tuple[torch.Ten
 
 
 @pytest.mark.parametrize(("norm_adv", "clip_vloss"), FLAGS)
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", PLAIN)
 def test_loss_and_statistics_follow_the_formulas(name, norm_adv, clip_vloss):
     agent = small_agent(name)
     rows = rows_on_all_sides(agent, name)
@@ -135,7 +135,7 @@ def test_loss_and_statistics_follow_the_formulas(name, norm_adv, clip_vloss):
 
 
 @pytest.mark.parametrize(("norm_adv", "clip_vloss"), [(True, True), (False, False)])
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", PLAIN)
 def test_gradient_is_the_slope_of_the_formulas(name, norm_adv, clip_vloss):
     agent = small_agent(name)
     rows = rows_on_all_sides(agent, name)
@@ -162,7 +162,7 @@ def test_gradient_is_the_slope_of_the_formulas(name, norm_adv, clip_vloss):
         assert (parameter.grad * direction).sum().item() == pytest.approx(slope, rel=1e-4, abs=1e-7), key
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", PLAIN)
 def test_single_precision_as_in_training_follows_the_formulas(name):
     agent = small_agent(name).float()
     rows = rows_on_all_sides(agent, name)
@@ -189,7 +189,7 @@ def test_the_policy_is_not_pushed_further_once_it_left_the_clip_range(name, row)
     assert pushed != too_far
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", PLAIN)
 def test_an_unchanged_policy_has_ratio_one(name):
     agent = small_agent(name)
     rows = rows_on_all_sides(agent, name)
@@ -200,7 +200,7 @@ def test_an_unchanged_policy_has_ratio_one(name):
         assert stats[key].item() == pytest.approx(0, abs=1e-12), key
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", PLAIN)
 def test_advantages_without_spread_normalise_to_zero(name):
     agent = small_agent(name)
     rows = rows_on_all_sides(agent, name)
@@ -210,7 +210,7 @@ def test_advantages_without_spread_normalise_to_zero(name):
         assert stats["policy_loss"].item() == 0
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", PLAIN)
 def test_statistics_keep_no_graph_alive(name):
     agent = small_agent(name)
     loss, stats = loss_of_the_script(agent, name, rows_on_all_sides(agent, name))

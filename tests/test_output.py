@@ -72,6 +72,7 @@ class CountingEnv(gym.Env):
 def counting_environments():
     """Register the environment above, for discrete and for continuous actions; yield the instances of a run."""
     spaces = {"ppo": gym.spaces.Discrete(2), "ppo_continuous_action": gym.spaces.Box(-1, 1, (1,), np.float32)}
+    spaces["ppo_multidiscrete"] = gym.spaces.MultiDiscrete([2, 3])
     CountingEnv.records.clear()
     for script, space in spaces.items():
         gym.register(f"Counting-{script}-v0", CountingEnv, kwargs={"action_space": space})
@@ -120,7 +121,7 @@ def run(script: str, **changes) -> Run:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             module.main(args)
         envs = list(envs)
-    (run_dir,) = Path("runs").iterdir()
+    (run_dir,) = {path.parent for path in Path("runs").rglob("events.*")}
     return Run(script, args, run_dir, out.getvalue(), err.getvalue(), started, time.time() - started, envs)
 
 

@@ -24,7 +24,8 @@ def test_a_seed_fixes_every_weight_and_another_seed_does_not(name, monkeypatch):
     args = TINY[name] | {"update_epochs": 1}
     once, again, other = (module.main(module.Args(seed=seed, **args)).state_dict() for seed in (3, 3, 4))
     assert all(torch.equal(once[key], again[key]) for key in once)
-    assert not any(torch.equal(once[key], other[key]) for key in once)
+    fixed = {"lstm.bias_hh"}  # the second bias of the LSTM stays 0
+    assert not any(torch.equal(once[key], other[key]) for key in once.keys() - fixed)
     # The seed is that of the first weights too, not only of the environments.
     assert not any(torch.equal(x, initial[2][key]) for key, x in initial[0].items())
 
