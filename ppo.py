@@ -15,7 +15,7 @@ import atexit
 import difflib
 import importlib.util
 import os
-import random
+import shutil
 import signal
 import sys
 import time
@@ -59,10 +59,11 @@ class Args:
     seed: int = 1  # seed of everything random
     torch_deterministic: bool = True  # use deterministic GPU kernels
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto is the CPU: networks this small are faster there
+    compile: bool = False  # compile the learner; takes a minute at the start and needs a C++ compiler
     exp_name: str = Path(__file__).stem  # name of the experiment, part of the name of the run folder
     capture_video: bool = False  # record videos of the first environment into the run folder
     save_every: int = 100  # updates between two checkpoints
-    # run folder to go on with; may change: --total-timesteps, --device, --save-every, --capture-video, --track
+    # run folder to go on with; may change: --total-timesteps --device --compile --save-every --capture-video --track
     resume: Path | None = None
     track: bool = False  # log to Weights & Biases too (it reads WANDB_PROJECT, WANDB_ENTITY and WANDB_MODE)
 
@@ -84,7 +85,7 @@ def make_envs(args: Args, run_dir: Path) -> gym.vector.VectorEnv:
         envs = gym.vector.SyncVectorEnv(thunks, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
     except (gym.error.Error, ImportError, ValueError) as error:
         names = ", ".join(difflib.get_close_matches(args.env_id, gym.registry, n=5, cutoff=0.6)) or "none"
-        fail(f"{args.env_id}: {' '.join(str(error).split())} (closest names: {names}; Atari games: use ppo_atari.py)")
+        fail(f"{args.env_id}: {error} (closest names: {names}; Atari games: use ppo_atari.py)")
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     if not isinstance(obs_space, gym.spaces.Box) or len(obs_space.shape) != 1:
         remedy = "use ppo_atari.py for images, or gym.wrappers.FlattenObservation in make_env"
@@ -124,11 +125,14 @@ class Agent(nn.Module):
         """Return the value of each observation: (batch, obs_size) -> (batch,)."""
         return self.critic(x).squeeze(-1)
 
+    def get_action(self, x: Tensor) -> Tensor:
+        """Sample an action for each observation, and compute nothing else: (batch, obs_size) -> (batch,)."""
+        return self.actor(x).softmax(dim=-1).multinomial(1).squeeze(-1)
+
     def get_action_and_value(self, x: Tensor, action: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return action, log-probability, entropy and value, each (batch,); sample where no action is given."""
         probs = Categorical(logits=self.actor(x), validate_args=False)
-        if action is None:
-            action = probs.sample()
+        action = probs.sample() if action is None else action
         return action, probs.log_prob(action), probs.entropy(), self.get_value(x)
 
 
@@ -151,10 +155,10 @@ def compute_gae(rewards, values, dones, next_value, next_done, gamma, gae_lambda
     """
     continues = 1.0 - torch.cat([dones[1:], next_done[None]])  # did the episode go on after step t?
     next_values = torch.cat([values[1:], next_value[None]])
-    deltas = rewards + gamma * continues * next_values - values
+    deltas, decay = rewards + gamma * continues * next_values - values, gamma * gae_lambda * continues
     advantages, advantage = torch.zeros_like(rewards), torch.zeros_like(next_value)
     for t in reversed(range(len(rewards))):
-        advantages[t] = advantage = deltas[t] + gamma * gae_lambda * continues[t] * advantage
+        advantages[t] = advantage = deltas[t] + decay[t] * advantage
     return advantages, advantages + values
 
 
@@ -182,9 +186,19 @@ def ppo_loss(agent: Agent, mb: Batch, clip_coef: float, args: Args) -> tuple[Ten
     return loss, stats
 
 
+def compute_gradient(agent: Agent, mb: Batch, clip_coef: float, args: Args) -> dict[str, Tensor]:
+    """Set `grad` of every parameter to the clipped gradient of one minibatch, and return the minibatch's statistics."""
+    loss, stats = ppo_loss(agent, mb, clip_coef, args)
+    parameters = [parameter for parameter in agent.parameters() if parameter.requires_grad]
+    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        parameter.grad = gradient.clone()  # two parameters may share one gradient, and clipping is done in place
+    stats["grad_norm"] = nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)  # Core 11: over all weights
+    return stats
+
+
 def fail(message: str, code: int = 2) -> NoReturn:
     """End with one line on stderr; exit code 2 stands for wrong usage. (From here to `main`: no algorithm.)"""
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(code)
 
 
@@ -202,6 +216,8 @@ def check_args(args: Args) -> None:
         fail(f"--total-timesteps {args.total_timesteps} is less than --num-envs times --num-steps, {batch_size}")
     if args.device != "auto" and not torch.get_device_module(args.device).is_available():
         fail(f"--device {args.device}: PyTorch finds no such device here; use --device cpu")
+    if args.compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+        fail("--compile needs a C++ compiler, and there is none: install g++, or leave --compile out")
     if not all(map(importlib.util.find_spec, ["wandb"] * args.track + ["moviepy"] * args.capture_video)):
         fail("a package is missing: --track needs pip install wandb, --capture-video needs pip install moviepy")
 
@@ -226,7 +242,8 @@ def parse_args() -> Args:
         checkpoint = load_checkpoint(args.resume)
         saved = checkpoint["args"] | {"resume": args.resume}
         args = tyro.cli(Args, default=Args(**saved))
-        for name in sorted(saved.keys() - {"total_timesteps", "device", "save_every", "capture_video", "track"}):
+        may_change = {"total_timesteps", "device", "compile", "save_every", "capture_video", "track"}
+        for name in sorted(saved.keys() - may_change):
             if getattr(args, name) != saved[name]:
                 fail(f"--{name.replace('_', '-')} is {saved[name]} in the run to resume and cannot change")
         if checkpoint["iteration"] >= args.total_timesteps // (args.num_envs * args.num_steps):
@@ -242,7 +259,7 @@ class Run:
     def __init__(self, args: Args, run_dir: Path, checkpoint: dict, **parts):
         """Open log and progress bar; `parts` is what a checkpoint keeps, and is restored if the run is resumed."""
         self.args, self.dir, self.parts, self.returns = args, run_dir, parts, []
-        self.global_step, self.last_update = checkpoint["global_step"], time.perf_counter()
+        self.global_step, self.last_update, self.compiled = checkpoint["global_step"], time.perf_counter(), 0.0
         if args.resume:
             for name, part in parts.items():
                 part.load_state_dict(checkpoint[name])
@@ -272,14 +289,17 @@ class Run:
         """Log the update, save a checkpoint where one is due, and end the run if it is over or a signal came."""
         means = torch.stack([torch.stack(tuple(s.values())) for s in stats]).mean(dim=0).tolist()  # waits for the GPU
         scalars = {f"losses/{name}": mean for name, mean in zip(stats[0], means, strict=True)}
-        seconds, self.last_update = time.perf_counter() - self.last_update, time.perf_counter()
+        compiling = torch._dynamo.utils.calculate_time_spent().get("total_wall_time", 0.0) - self.compiled
+        self.compiled, self.bar.last_print_t = self.compiled + compiling, self.bar.last_print_t + compiling
+        seconds, self.last_update = time.perf_counter() - self.last_update - compiling, time.perf_counter()
         scalars |= {"charts/SPS": (self.global_step - self.bar.n) / seconds, "charts/learning_rate": learning_rate}
         for tag, value in scalars.items():
             self.writer.add_scalar(tag, value, self.global_step)
             if not np.isfinite(value) and tag != "losses/explained_variance":  # never save a broken agent
                 fail(f"{tag} became {value} in update {iteration + 1}; try a smaller --learning-rate", code=1)
         if last := self.returns[-100:]:
-            self.bar.set_postfix_str(f"mean return {np.mean(last):.1f} (last {len(last)})", refresh=False)
+            note = f", compiled in {self.compiled:.0f} s" * (self.compiled > 0)
+            self.bar.set_postfix_str(f"mean return {np.mean(last):.1f} (last {len(last)}){note}", refresh=False)
         self.bar.update(self.global_step - self.bar.n)
         over = self.bar.n == self.bar.total
         if over or self.signals or (iteration + 1) % self.args.save_every == 0:
@@ -289,7 +309,6 @@ class Run:
         if over:
             atexit.unregister(self.hint)
             self.bar.close()
-            self.writer.close()
             print(f"{self.bar.n:,} steps, {self.bar.postfix}. The curves: tensorboard --logdir {self.dir}")
 
     def save_checkpoint(self, iteration: int) -> None:
@@ -318,20 +337,20 @@ def main(args: Args) -> Agent:
     run_dir = start.get("run_dir", Path(f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"))
     device = torch.device("cpu" if args.device == "auto" else args.device)
     torch.set_num_threads(1)  # a second thread does not make networks this small faster; leave it to a second seed
-    for seed in (random.seed, np.random.seed, torch.manual_seed):
-        seed(args.seed)
+    torch.manual_seed(args.seed)
     torch.backends.cudnn.deterministic = args.torch_deterministic
     envs = make_envs(args, run_dir)
     agent = Agent(envs, args.shared_network).to(device)
     optimizer = optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)  # Core 3: not 1e-8
+    torch._dynamo.config.trace_autograd_ops = True  # the compiler shall see torch.autograd.grad
+    compute = torch.compile(compute_gradient) if args.compile else compute_gradient
     run = Run(args, run_dir, start, agent=agent, optimizer=optimizer)
     # The rollout of one iteration
     obs = torch.zeros((args.num_steps, args.num_envs, *envs.single_observation_space.shape), device=device)
     actions = torch.zeros((args.num_steps, args.num_envs), dtype=torch.int64, device=device)
-    logprobs, rewards, dones, values = torch.zeros((4, args.num_steps, args.num_envs), device=device)
+    rewards, dones = torch.zeros((2, args.num_steps, args.num_envs), device=device)
     episode_returns, episode_lengths = np.zeros(args.num_envs), np.zeros(args.num_envs, dtype=np.int64)
-    # Every environment gets a seed of its own, and another one after a resume.
-    seeds = np.random.SeedSequence([args.seed, start["iteration"]]).generate_state(args.num_envs)
+    seeds = np.random.SeedSequence([args.seed, start["iteration"]]).generate_state(args.num_envs)  # new after a resume
     next_obs, _ = envs.reset(seed=seeds.tolist())
     next_obs = torch.as_tensor(next_obs, dtype=torch.float32, device=device)  # (num_envs, obs_size)
     next_done = torch.zeros(args.num_envs, device=device)
@@ -344,7 +363,7 @@ def main(args: Args) -> Agent:
         for step in range(args.num_steps):
             obs[step], dones[step] = next_obs, next_done
             with torch.no_grad():
-                actions[step], logprobs[step], _, values[step] = agent.get_action_and_value(next_obs)
+                actions[step] = agent.get_action(next_obs)
             next_obs, reward, terminated, truncated, infos = envs.step(actions[step].cpu().numpy())
             done = terminated | truncated
             rewards[step] = torch.as_tensor(reward, dtype=torch.float32)
@@ -363,7 +382,8 @@ def main(args: Args) -> Agent:
                 run.log_episode(episode_returns[i], episode_lengths[i])
                 episode_returns[i] = episode_lengths[i] = 0
 
-        with torch.no_grad():
+        with torch.no_grad():  # the whole rollout in one batch, which is faster than step by step
+            _, logprobs, _, values = agent.get_action_and_value(obs, actions)
             next_value = agent.get_value(next_obs)
         advantages, returns = compute_gae(rewards, values, dones, next_value, next_done, args.gamma, args.gae_lambda)
         batch = Batch(*(x.flatten(0, 1) for x in (obs, actions, logprobs, values, advantages, returns)))
@@ -371,11 +391,7 @@ def main(args: Args) -> Agent:
         for _ in range(args.update_epochs):  # Core 6: each epoch visits every row once, in a new random order
             for rows in torch.randperm(len(batch.obs), device=device).chunk(args.num_minibatches):
                 mb = Batch(*(field[rows] for field in batch))
-                loss, mb_stats = ppo_loss(agent, mb, clip_coef, args)
-                optimizer.zero_grad()
-                loss.backward()
-                # Core 11: the norm over all weights
-                mb_stats["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+                mb_stats = compute(agent, mb, clip_coef, args)
                 optimizer.step()
                 stats.append(mb_stats | {"explained_variance": explained_variance})
             kls = [mb_stats["approx_kl"] for mb_stats in stats[-args.num_minibatches :]]

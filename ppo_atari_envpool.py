@@ -16,7 +16,7 @@ import atexit
 import difflib
 import importlib.util
 import os
-import random
+import shutil
 import signal
 import sys
 import time
@@ -60,10 +60,11 @@ class Args:
     seed: int = 1  # seed of everything random
     torch_deterministic: bool = True  # use deterministic GPU kernels
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto is CUDA where there is a GPU, else the CPU
+    compile: bool = False  # compile the learner; takes a minute at the start and needs a C++ compiler
     exp_name: str = Path(__file__).stem  # name of the experiment, part of the name of the run folder
     capture_video: bool = False  # record videos of the first environment into the run folder
     save_every: int = 100  # updates between two checkpoints
-    # run folder to go on with; may change: --total-timesteps, --device, --save-every, --capture-video, --track
+    # run folder to go on with; may change: --total-timesteps --device --compile --save-every --capture-video --track
     resume: Path | None = None
     track: bool = False  # log to Weights & Biases too (it reads WANDB_PROJECT, WANDB_ENTITY and WANDB_MODE)
 
@@ -127,8 +128,7 @@ class Agent(nn.Module):
         """Return action, log-probability, entropy and value, each (batch,); sample where no action is given."""
         hidden = self.network(x / 255.0)  # Atari 9: images scaled to [0, 1]
         probs = Categorical(logits=self.actor(hidden), validate_args=False)
-        if action is None:
-            action = probs.sample()
+        action = probs.sample() if action is None else action
         return action, probs.log_prob(action), probs.entropy(), self.critic(hidden).squeeze(-1)
 
 
@@ -151,10 +151,10 @@ def compute_gae(rewards, values, dones, next_value, next_done, gamma, gae_lambda
     """
     continues = 1.0 - torch.cat([dones[1:], next_done[None]])  # did the episode go on after step t?
     next_values = torch.cat([values[1:], next_value[None]])
-    deltas = rewards + gamma * continues * next_values - values
+    deltas, decay = rewards + gamma * continues * next_values - values, gamma * gae_lambda * continues
     advantages, advantage = torch.zeros_like(rewards), torch.zeros_like(next_value)
     for t in reversed(range(len(rewards))):
-        advantages[t] = advantage = deltas[t] + gamma * gae_lambda * continues[t] * advantage
+        advantages[t] = advantage = deltas[t] + decay[t] * advantage
     return advantages, advantages + values
 
 
@@ -182,9 +182,19 @@ def ppo_loss(agent: Agent, mb: Batch, clip_coef: float, args: Args) -> tuple[Ten
     return loss, stats
 
 
+def compute_gradient(agent: Agent, mb: Batch, clip_coef: float, args: Args) -> dict[str, Tensor]:
+    """Set `grad` of every parameter to the clipped gradient of one minibatch, and return the minibatch's statistics."""
+    loss, stats = ppo_loss(agent, mb, clip_coef, args)
+    parameters = [parameter for parameter in agent.parameters() if parameter.requires_grad]
+    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        parameter.grad = gradient.clone()  # two parameters may share one gradient, and clipping is done in place
+    stats["grad_norm"] = nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)  # Core 11: over all weights
+    return stats
+
+
 def fail(message: str, code: int = 2) -> NoReturn:
     """End with one line on stderr; exit code 2 stands for wrong usage. (From here to `main`: no algorithm.)"""
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(code)
 
 
@@ -202,6 +212,8 @@ def check_args(args: Args) -> None:
         fail(f"--total-timesteps {args.total_timesteps} is less than --num-envs times --num-steps, {batch_size}")
     if args.device != "auto" and not torch.get_device_module(args.device).is_available():
         fail(f"--device {args.device}: PyTorch finds no such device here; use --device cpu")
+    if args.compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+        fail("--compile needs a C++ compiler, and there is none: install g++, or leave --compile out")
     if not all(map(importlib.util.find_spec, ["wandb"] * args.track + ["moviepy"] * args.capture_video)):
         fail("a package is missing: --track needs pip install wandb, --capture-video needs pip install moviepy")
 
@@ -226,7 +238,8 @@ def parse_args() -> Args:
         checkpoint = load_checkpoint(args.resume)
         saved = checkpoint["args"] | {"resume": args.resume}
         args = tyro.cli(Args, default=Args(**saved))
-        for name in sorted(saved.keys() - {"total_timesteps", "device", "save_every", "capture_video", "track"}):
+        may_change = {"total_timesteps", "device", "compile", "save_every", "capture_video", "track"}
+        for name in sorted(saved.keys() - may_change):
             if getattr(args, name) != saved[name]:
                 fail(f"--{name.replace('_', '-')} is {saved[name]} in the run to resume and cannot change")
         if checkpoint["iteration"] >= args.total_timesteps // (args.num_envs * args.num_steps):
@@ -242,7 +255,7 @@ class Run:
     def __init__(self, args: Args, run_dir: Path, checkpoint: dict, **parts):
         """Open log and progress bar; `parts` is what a checkpoint keeps, and is restored if the run is resumed."""
         self.args, self.dir, self.parts, self.returns = args, run_dir, parts, []
-        self.global_step, self.last_update = checkpoint["global_step"], time.perf_counter()
+        self.global_step, self.last_update, self.compiled = checkpoint["global_step"], time.perf_counter(), 0.0
         if args.resume:
             for name, part in parts.items():
                 part.load_state_dict(checkpoint[name])
@@ -272,14 +285,17 @@ class Run:
         """Log the update, save a checkpoint where one is due, and end the run if it is over or a signal came."""
         means = torch.stack([torch.stack(tuple(s.values())) for s in stats]).mean(dim=0).tolist()  # waits for the GPU
         scalars = {f"losses/{name}": mean for name, mean in zip(stats[0], means, strict=True)}
-        seconds, self.last_update = time.perf_counter() - self.last_update, time.perf_counter()
+        compiling = torch._dynamo.utils.calculate_time_spent().get("total_wall_time", 0.0) - self.compiled
+        self.compiled, self.bar.last_print_t = self.compiled + compiling, self.bar.last_print_t + compiling
+        seconds, self.last_update = time.perf_counter() - self.last_update - compiling, time.perf_counter()
         scalars |= {"charts/SPS": (self.global_step - self.bar.n) / seconds, "charts/learning_rate": learning_rate}
         for tag, value in scalars.items():
             self.writer.add_scalar(tag, value, self.global_step)
             if not np.isfinite(value) and tag != "losses/explained_variance":  # never save a broken agent
                 fail(f"{tag} became {value} in update {iteration + 1}; try a smaller --learning-rate", code=1)
         if last := self.returns[-100:]:
-            self.bar.set_postfix_str(f"mean return {np.mean(last):.1f} (last {len(last)})", refresh=False)
+            note = f", compiled in {self.compiled:.0f} s" * (self.compiled > 0)
+            self.bar.set_postfix_str(f"mean return {np.mean(last):.1f} (last {len(last)}){note}", refresh=False)
         self.bar.update(self.global_step - self.bar.n)
         over = self.bar.n == self.bar.total
         if over or self.signals or (iteration + 1) % self.args.save_every == 0:
@@ -289,7 +305,6 @@ class Run:
         if over:
             atexit.unregister(self.hint)
             self.bar.close()
-            self.writer.close()
             print(f"{self.bar.n:,} steps, {self.bar.postfix}. The curves: tensorboard --logdir {self.dir}")
 
     def save_checkpoint(self, iteration: int) -> None:
@@ -318,18 +333,18 @@ def main(args: Args) -> Agent:
     run_dir = start.get("run_dir", Path(f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"))
     auto = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(auto if args.device == "auto" else args.device)
-    for seed in (random.seed, np.random.seed, torch.manual_seed):
-        seed(args.seed)
+    torch.manual_seed(args.seed)
     torch.backends.cudnn.deterministic = args.torch_deterministic
     # Every environment gets a seed of its own, and another one after a resume.
     seeds = np.random.SeedSequence([args.seed, start["iteration"]]).generate_state(args.num_envs) >> 1
     envs = make_envs(args, seeds.tolist())
     agent = Agent(envs).to(device)
     optimizer = optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)  # Core 3: not 1e-8
+    torch._dynamo.config.trace_autograd_ops = True  # the compiler shall see torch.autograd.grad
+    compute = torch.compile(compute_gradient) if args.compile else compute_gradient
     run = Run(args, run_dir, start, agent=agent, optimizer=optimizer)
     # The rollout. The images lie in memory with their channels last, as convolutions like them best.
-    obs = torch.zeros((args.num_steps, args.num_envs, 84, 84, 4), dtype=torch.uint8, device=device)
-    obs = obs.permute(0, 1, 4, 2, 3)  # (num_steps, num_envs, 4, 84, 84)
+    obs = torch.zeros((args.num_steps, args.num_envs, 84, 84, 4), dtype=torch.uint8, device=device).movedim(-1, 2)
     actions = torch.zeros((args.num_steps, args.num_envs), dtype=torch.int64, device=device)
     logprobs, rewards, dones, values, cuts = torch.zeros((5, args.num_steps, args.num_envs), device=device)
 
@@ -387,11 +402,7 @@ def main(args: Args) -> Agent:
         for _ in range(args.update_epochs):  # Core 6: each epoch visits every row once, in a new random order
             for rows in torch.randperm(len(batch.obs), device=device).chunk(args.num_minibatches):
                 mb = Batch(*(field[rows] for field in batch))
-                loss, mb_stats = ppo_loss(agent, mb, clip_coef, args)
-                optimizer.zero_grad()
-                loss.backward()
-                # Core 11: the norm over all weights
-                mb_stats["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+                mb_stats = compute(agent, mb, clip_coef, args)
                 optimizer.step()
                 stats.append(mb_stats | {"explained_variance": explained_variance})
             kls = [mb_stats["approx_kl"] for mb_stats in stats[-args.num_minibatches :]]

@@ -15,7 +15,7 @@ import atexit
 import difflib
 import importlib.util
 import os
-import random
+import shutil
 import signal
 import sys
 import time
@@ -55,15 +55,15 @@ class Args:
     vf_coef: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # the global norm of the gradient is clipped to this
     target_kl: float | None = None  # stop the epochs of an update once their mean approximate KL exceeds this
-    shared_network: bool = False  # one body for policy and value instead of two
     action_mask: bool = True  # never take an action that the environment calls invalid
     seed: int = 1  # seed of everything random
     torch_deterministic: bool = True  # use deterministic GPU kernels
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto is the CPU: networks this small are faster there
+    compile: bool = False  # compile the learner; takes a minute at the start and needs a C++ compiler
     exp_name: str = Path(__file__).stem  # name of the experiment, part of the name of the run folder
     capture_video: bool = False  # record videos of the first environment into the run folder
     save_every: int = 100  # updates between two checkpoints
-    # run folder to go on with; may change: --total-timesteps, --device, --save-every, --capture-video, --track
+    # run folder to go on with; may change: --total-timesteps --device --compile --save-every --capture-video --track
     resume: Path | None = None
     track: bool = False  # log to Weights & Biases too (it reads WANDB_PROJECT, WANDB_ENTITY and WANDB_MODE)
 
@@ -91,12 +91,11 @@ class Cleaner(gym.vector.VectorWrapper):
         return obs, reward, terminated, truncated, infos
 
     def flatten(self, obs: dict, infos: dict) -> tuple[np.ndarray, dict]:
-        tiles, robots = np.eye(3)[obs["grid"]], np.eye(100)[obs["agents_locations"] @ [10, 1]]
-        time = obs["step_count"][:, None] / 100
+        tiles, robots = np.eye(3)[obs["grid"]].reshape(-1, 300), np.eye(100)[obs["agents_locations"] @ [10, 1]]
         # In some mazes the robots are walled in from the start: whatever they do ends the episode, so all is allowed.
         mask = obs["action_mask"] | ~obs["action_mask"].any(axis=-1, keepdims=True)
         infos |= {"action_mask": mask, "_action_mask": np.ones(self.num_envs, dtype=bool)}
-        return np.concatenate([tiles.reshape(-1, 300), robots.reshape(-1, 300), time], axis=1), infos
+        return np.hstack([tiles, robots.reshape(-1, 300), obs["step_count"][:, None] / 100]), infos
 
     def render(self):
         return self.num_envs * tuple(self.env.render())  # only the first one is filmed
@@ -105,24 +104,25 @@ class Cleaner(gym.vector.VectorWrapper):
 def make_envs(args: Args, seeds: list[int], run_dir: Path) -> gym.vector.VectorEnv:
     """Make the vector environment, or end with one line that says why this script cannot train on it."""
     if args.env_id == "Jumanji/Cleaner-v0":
-        mode = "rgb_array" if args.capture_video else None
-        envs = Cleaner(envpool.make(args.env_id, "gymnasium", num_envs=args.num_envs, seed=seeds, render_mode=mode))
+        envs = envpool.make(args.env_id, "gymnasium", num_envs=args.num_envs, seed=seeds, render_mode="rgb_array")
+        envs = Cleaner(envs)
         if args.capture_video:
             envs = gym.wrappers.vector.RecordVideo(envs, str(run_dir / "videos"), record_first_only=True)
         return envs
     try:
-        # Core 1: one policy steps all environments. NEXT_STEP: the step after an episode's end is spent on the reset,
-        # as EnvPool does it; the learner leaves such rows out.
+        # Core 1: one policy steps all environments. NEXT_STEP: each reset has a step of its own, as in EnvPool.
         thunks = [partial(make_env, args.env_id, i, args.capture_video, run_dir) for i in range(args.num_envs)]
         envs = gym.vector.SyncVectorEnv(thunks, autoreset_mode=gym.vector.AutoresetMode.NEXT_STEP)
     except (gym.error.Error, ImportError, ValueError) as error:
         names = ", ".join(difflib.get_close_matches(args.env_id, ["Jumanji/Cleaner-v0", *gym.registry])) or "none"
-        fail(f"{args.env_id}: {' '.join(str(error).split())} (closest names: {names})")
+        fail(f"{args.env_id}: {error} (closest names: {names})")
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     if not isinstance(obs_space, gym.spaces.Box) or len(obs_space.shape) != 1:
         fail(f"{args.env_id} observes {obs_space}, not a vector: use gym.wrappers.FlattenObservation in make_env")
     if not isinstance(action_space, gym.spaces.MultiDiscrete) or len(action_space.shape) != 1:
-        fail(f"{args.env_id} has the actions {action_space}, not MultiDiscrete: use ppo.py or ppo_continuous_action.py")
+        fail(
+            f"{args.env_id} has the actions {action_space}, no flat MultiDiscrete: see ppo.py, ppo_continuous_action.py"
+        )
     return envs
 
 
@@ -130,11 +130,10 @@ def valid_actions(args: Args, infos: dict, done: np.ndarray, nvec: np.ndarray) -
     """Return which actions are valid, (num_envs, nvec.sum()) bool: as infos["action_mask"] says, else all of them."""
     valid = np.ones((args.num_envs, nvec.sum()), dtype=bool)
     if args.action_mask and "action_mask" in infos:
-        masks = infos["action_mask"].reshape(args.num_envs, -1)
+        masks = infos["action_mask"].reshape(args.num_envs, -1).astype(bool)
         if masks.shape != valid.shape:
             fail(f"the action masks of {args.env_id} have the shape {masks.shape[1:]}, not {valid.shape[1:]}")
-        told = infos["_action_mask"] & ~done  # after an episode's end no action counts
-        valid[told] = masks[told]
+        valid = masks | ~(infos["_action_mask"] & ~done)[:, None]  # after an episode's end any action will do
         if not np.logical_or.reduceat(valid, np.cumsum(nvec) - nvec, axis=1).all():
             fail(f"{args.env_id} masks every choice of an action component: it should end the episode there instead")
     return valid
@@ -150,36 +149,29 @@ def layer_init(layer: nn.Module, std: float = 2**0.5, bias: float = 0.0) -> nn.M
 class Agent(nn.Module):
     """Policy and value networks (baselines common/policies.py)."""
 
-    def __init__(self, envs: gym.vector.VectorEnv, shared_network: bool = False):
+    def __init__(self, envs: gym.vector.VectorEnv):
         super().__init__()
         obs_size, self.nvec = envs.single_observation_space.shape[0], envs.single_action_space.nvec.tolist()
 
-        def body() -> nn.Module:
-            layers = layer_init(nn.Linear(obs_size, 64)), nn.Tanh(), layer_init(nn.Linear(64, 64)), nn.Tanh()
-            return nn.Sequential(*layers)
+        def mlp(outputs: int, std: float) -> nn.Module:
+            body = layer_init(nn.Linear(obs_size, 64)), nn.Tanh(), layer_init(nn.Linear(64, 64)), nn.Tanh()
+            return nn.Sequential(*body, layer_init(nn.Linear(64, outputs), std=std))
 
-        actor_body = body()
-        critic_body = actor_body if shared_network else body()  # Core 13: two bodies, or one for both
-        # The small gain of the policy head makes all actions about equally likely at the start.
-        self.actor = nn.Sequential(actor_body, layer_init(nn.Linear(64, sum(self.nvec)), std=0.01))
-        self.critic = nn.Sequential(critic_body, layer_init(nn.Linear(64, 1), std=1.0))
+        # Core 13: two networks. The small gain of the policy's head makes all actions about equally likely at first.
+        self.actor, self.critic = mlp(sum(self.nvec), std=0.01), mlp(1, std=1.0)
 
     def get_value(self, x: Tensor) -> Tensor:
         """Return the value of each observation: (batch, obs_size) -> (batch,)."""
         return self.critic(x).squeeze(-1)
 
     def get_action_and_value(self, x: Tensor, action: Tensor | None = None, action_mask: Tensor | None = None):
-        """Return action (batch, components), log-probability, entropy and value (batch,); sample if no action is given.
-
-        `action_mask` (batch, sum of nvec) bool says which actions are valid; without it, all are.
-        """
+        """Return action (batch, components), log-probability, entropy, value (batch,); sample where none is given."""
         logits = self.actor(x)
         if action_mask is not None:  # Aux 4: the most negative number gives a probability and a gradient of exactly 0
             logits = torch.where(action_mask, logits, torch.finfo(logits.dtype).min)
         # MultiDiscrete 1: components are independent, so log-probabilities and entropies add up
         probs = [Categorical(logits=part, validate_args=False) for part in logits.split(self.nvec, dim=-1)]
-        if action is None:
-            action = torch.stack([p.sample() for p in probs], dim=-1)
+        action = torch.stack([p.sample() for p in probs], dim=-1) if action is None else action
         logprob = sum(p.log_prob(a) for p, a in zip(probs, action.unbind(-1), strict=True))
         return action, logprob, sum(p.entropy() for p in probs), self.get_value(x)
 
@@ -204,10 +196,10 @@ def compute_gae(rewards, values, dones, next_value, next_done, gamma, gae_lambda
     """
     continues = 1.0 - torch.cat([dones[1:], next_done[None]])  # did the episode go on after step t?
     next_values = torch.cat([values[1:], next_value[None]])
-    deltas = rewards + gamma * continues * next_values - values
+    deltas, decay = rewards + gamma * continues * next_values - values, gamma * gae_lambda * continues
     advantages, advantage = torch.zeros_like(rewards), torch.zeros_like(next_value)
     for t in reversed(range(len(rewards))):
-        advantages[t] = advantage = deltas[t] + gamma * gae_lambda * continues[t] * advantage
+        advantages[t] = advantage = deltas[t] + decay[t] * advantage
     return advantages, advantages + values
 
 
@@ -235,9 +227,19 @@ def ppo_loss(agent: Agent, mb: Batch, clip_coef: float, args: Args) -> tuple[Ten
     return loss, stats
 
 
+def compute_gradient(agent: Agent, mb: Batch, clip_coef: float, args: Args) -> dict[str, Tensor]:
+    """Set `grad` of every parameter to the clipped gradient of one minibatch, and return the minibatch's statistics."""
+    loss, stats = ppo_loss(agent, mb, clip_coef, args)
+    parameters = [parameter for parameter in agent.parameters() if parameter.requires_grad]
+    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        parameter.grad = gradient.clone()  # two parameters may share one gradient, and clipping is done in place
+    stats["grad_norm"] = nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)  # Core 11: over all weights
+    return stats
+
+
 def fail(message: str, code: int = 2) -> NoReturn:
     """End with one line on stderr; exit code 2 stands for wrong usage. (From here to `main`: no algorithm.)"""
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(code)
 
 
@@ -255,6 +257,8 @@ def check_args(args: Args) -> None:
         fail(f"--total-timesteps {args.total_timesteps} is less than --num-envs times --num-steps, {batch_size}")
     if args.device != "auto" and not torch.get_device_module(args.device).is_available():
         fail(f"--device {args.device}: PyTorch finds no such device here; use --device cpu")
+    if args.compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+        fail("--compile needs a C++ compiler, and there is none: install g++, or leave --compile out")
     if not all(map(importlib.util.find_spec, ["wandb"] * args.track + ["moviepy"] * args.capture_video)):
         fail("a package is missing: --track needs pip install wandb, --capture-video needs pip install moviepy")
 
@@ -279,7 +283,8 @@ def parse_args() -> Args:
         checkpoint = load_checkpoint(args.resume)
         saved = checkpoint["args"] | {"resume": args.resume}
         args = tyro.cli(Args, default=Args(**saved))
-        for name in sorted(saved.keys() - {"total_timesteps", "device", "save_every", "capture_video", "track"}):
+        may_change = {"total_timesteps", "device", "compile", "save_every", "capture_video", "track"}
+        for name in sorted(saved.keys() - may_change):
             if getattr(args, name) != saved[name]:
                 fail(f"--{name.replace('_', '-')} is {saved[name]} in the run to resume and cannot change")
         if checkpoint["iteration"] >= args.total_timesteps // (args.num_envs * args.num_steps):
@@ -295,7 +300,7 @@ class Run:
     def __init__(self, args: Args, run_dir: Path, checkpoint: dict, **parts):
         """Open log and progress bar; `parts` is what a checkpoint keeps, and is restored if the run is resumed."""
         self.args, self.dir, self.parts, self.returns = args, run_dir, parts, []
-        self.global_step, self.last_update = checkpoint["global_step"], time.perf_counter()
+        self.global_step, self.last_update, self.compiled = checkpoint["global_step"], time.perf_counter(), 0.0
         if args.resume:
             for name, part in parts.items():
                 part.load_state_dict(checkpoint[name])
@@ -325,14 +330,17 @@ class Run:
         """Log the update, save a checkpoint where one is due, and end the run if it is over or a signal came."""
         means = torch.stack([torch.stack(tuple(s.values())) for s in stats]).mean(dim=0).tolist()  # waits for the GPU
         scalars = {f"losses/{name}": mean for name, mean in zip(stats[0], means, strict=True)}
-        seconds, self.last_update = time.perf_counter() - self.last_update, time.perf_counter()
+        compiling = torch._dynamo.utils.calculate_time_spent().get("total_wall_time", 0.0) - self.compiled
+        self.compiled, self.bar.last_print_t = self.compiled + compiling, self.bar.last_print_t + compiling
+        seconds, self.last_update = time.perf_counter() - self.last_update - compiling, time.perf_counter()
         scalars |= {"charts/SPS": (self.global_step - self.bar.n) / seconds, "charts/learning_rate": learning_rate}
         for tag, value in scalars.items():
             self.writer.add_scalar(tag, value, self.global_step)
             if not np.isfinite(value) and tag != "losses/explained_variance":  # never save a broken agent
                 fail(f"{tag} became {value} in update {iteration + 1}; try a smaller --learning-rate", code=1)
         if last := self.returns[-100:]:
-            self.bar.set_postfix_str(f"mean return {np.mean(last):.1f} (last {len(last)})", refresh=False)
+            note = f", compiled in {self.compiled:.0f} s" * (self.compiled > 0)
+            self.bar.set_postfix_str(f"mean return {np.mean(last):.1f} (last {len(last)}){note}", refresh=False)
         self.bar.update(self.global_step - self.bar.n)
         over = self.bar.n == self.bar.total
         if over or self.signals or (iteration + 1) % self.args.save_every == 0:
@@ -342,7 +350,6 @@ class Run:
         if over:
             atexit.unregister(self.hint)
             self.bar.close()
-            self.writer.close()
             print(f"{self.bar.n:,} steps, {self.bar.postfix}. The curves: tensorboard --logdir {self.dir}")
 
     def save_checkpoint(self, iteration: int) -> None:
@@ -371,14 +378,15 @@ def main(args: Args) -> Agent:
     run_dir = start.get("run_dir", Path(f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"))
     device = torch.device("cpu" if args.device == "auto" else args.device)
     torch.set_num_threads(1)  # a second thread does not make networks this small faster; leave it to a second seed
-    for seed in (random.seed, np.random.seed, torch.manual_seed):
-        seed(args.seed)
+    torch.manual_seed(args.seed)
     torch.backends.cudnn.deterministic = args.torch_deterministic
     # Every environment gets a seed of its own, and another one after a resume.
     seeds = (np.random.SeedSequence([args.seed, start["iteration"]]).generate_state(args.num_envs) >> 1).tolist()
     envs = make_envs(args, seeds, run_dir)
-    agent = Agent(envs, args.shared_network).to(device)
+    agent = Agent(envs).to(device)
     optimizer = optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)  # Core 3: not 1e-8
+    torch._dynamo.config.trace_autograd_ops = True  # the compiler shall see torch.autograd.grad
+    compute = torch.compile(compute_gradient) if args.compile else compute_gradient
     run = Run(args, run_dir, start, agent=agent, optimizer=optimizer)
     # The rollout of one iteration
     obs = torch.zeros((args.num_steps, args.num_envs, *envs.single_observation_space.shape), device=device)
@@ -418,21 +426,15 @@ def main(args: Args) -> Agent:
         with torch.no_grad():
             next_value = agent.get_value(next_obs)
         advantages, returns = compute_gae(rewards, values, dones, next_value, next_done, args.gamma, args.gae_lambda)
-
         # The step after an episode's end is spent on the reset: it ignores the action and gives no reward. Such a row,
         # dones == 1, is no experience. No advantage crosses it, and here it is left out of the batch.
         valid = dones.flatten() == 0
-        rollout = obs, actions, logprobs, values, advantages, returns, masks
-        batch = Batch(*(x.flatten(0, 1)[valid] for x in rollout))
+        batch = Batch(*(x.flatten(0, 1)[valid] for x in (obs, actions, logprobs, values, advantages, returns, masks)))
         stats, explained_variance = [], 1 - (batch.returns - batch.values).var() / batch.returns.var()
         for _ in range(args.update_epochs):  # Core 6: each epoch visits every row once, in a new random order
             for rows in torch.randperm(len(batch.obs), device=device).chunk(args.num_minibatches):
                 mb = Batch(*(field[rows] for field in batch))
-                loss, mb_stats = ppo_loss(agent, mb, clip_coef, args)
-                optimizer.zero_grad()
-                loss.backward()
-                # Core 11: the norm over all weights
-                mb_stats["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+                mb_stats = compute(agent, mb, clip_coef, args)
                 optimizer.step()
                 stats.append(mb_stats | {"explained_variance": explained_variance})
             kls = [mb_stats["approx_kl"] for mb_stats in stats[-args.num_minibatches :]]

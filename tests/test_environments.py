@@ -72,7 +72,9 @@ def record(module, monkeypatch, learn=True, force_action=None, at_random=False):
                 return torch.randint(seen.envs.single_action_space.n, (len(x),)), *torch.zeros((3, len(x)))
             result = super().get_action_and_value(x, *more)
             if not torch.is_grad_enabled():  # the rollout, and not the loss
-                seen.rows.append(tuple(tensor.clone() for tensor in (x, result[0], result[1], result[3])))
+                step = tuple(tensor.clone() for tensor in (x, result[0], result[1], result[3]))
+                whole_rollout = result[1].ndim == 2  # (num_steps, num_envs)
+                seen.rows += zip(*step, strict=True) if whole_rollout else [step]
             return result
 
     def recorded_gae(*args, **kwargs):

@@ -50,6 +50,7 @@ DIFFERENCES = {
     "Batch": Difference("observations and actions have other shapes", KINDS),
     "Agent.__init__": Difference("each setting has its network", KINDS),
     "Agent.get_value": Difference("images pass through the convolutions, and the LSTM", (VECTORS, FRAMES, LSTM)),
+    "Agent.get_action": Difference("the kind of action sets the distribution", ({"ppo"}, {"ppo_continuous_action"})),
     "Agent.get_action_and_value": Difference("the kind of action sets the distribution", KINDS),
     "ppo_loss": Difference(
         "the LSTM's state and the action mask are inputs of the network", ((VECTORS | FRAMES) - SEVERAL, LSTM, SEVERAL)

@@ -1,0 +1,79 @@
+"""`--compile` changes nothing but the speed, and does not compile again and again."""
+
+import importlib
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SCRIPTS, TINY
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch._dynamo.utils import counters
+
+compile_with = torch.compile
+
+
+def train(script: str, monkeypatch, backend: str, **changes) -> dict[str, torch.Tensor]:
+    """Train with tiny arguments; return the weights. The backend "aot_eager" traces all, but writes no C++ code."""
+    torch._dynamo.reset()
+    counters.clear()
+    monkeypatch.setattr(torch, "compile", lambda *args, **kwargs: compile_with(*args, backend=backend, **kwargs))
+    module = importlib.import_module(script)
+    return module.main(module.Args(**TINY[script] | {"device": "cpu"} | changes)).state_dict()
+
+
+@pytest.mark.parametrize(
+    ("script", "backend"), [("ppo", "inductor"), *((script, "aot_eager") for script in SCRIPTS if script != "ppo")]
+)
+def test_compiled_training_ends_with_the_same_weights(script, backend, monkeypatch):
+    plain = train(script, monkeypatch, backend)
+    assert not counters["frames"]
+    compiled = train(script, monkeypatch, backend, compile=True)
+    assert counters["frames"]["ok"] == counters["frames"]["total"] > 0
+    assert not counters["graph_break"]
+    for name, weights in plain.items():
+        torch.testing.assert_close(compiled[name], weights, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("script", ["ppo_atari_envpool", "ppo_multidiscrete"])
+def test_later_updates_use_the_graphs_of_the_first_ones(script, monkeypatch):
+    """Reset rows give each update minibatches of another size."""
+    sizes = {"num_envs": 4, "num_steps": 32, "update_epochs": 1, "num_minibatches": 2, "total_timesteps": 8 * 128}
+    if script == "ppo_multidiscrete":
+        sizes["action_mask"] = False  # the episodes are short
+    module, graphs = importlib.import_module(script), []
+    end_update = module.Run.end_update
+
+    def counting(*args):
+        graphs.append(counters["stats"]["unique_graphs"])
+        end_update(*args)
+
+    monkeypatch.setattr(module.Run, "end_update", counting)
+    train(script, monkeypatch, "aot_eager", compile=True, **sizes)
+    assert len(graphs) == 8
+    assert 1 <= graphs[-1] <= 3
+    assert graphs[3:] == [graphs[3]] * 5
+
+
+def test_time_of_compiling_is_told_and_left_out_of_sps(monkeypatch, capsys):
+    train("ppo", monkeypatch, "aot_eager", compile=True, total_timesteps=4096)
+    assert ", compiled in " in capsys.readouterr().err
+    seconds = torch._dynamo.utils.calculate_time_spent()["total_wall_time"]
+    events = EventAccumulator(str(next(Path("runs").iterdir()))).Reload().Scalars("charts/SPS")
+    assert 32 / events[0].value < seconds / 2
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_no_compiler_is_one_line(script, monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "which", lambda *args, **kwargs: None)
+    monkeypatch.delenv("CXX", raising=False)
+    assert "CXX" not in os.environ
+    module = importlib.import_module(script)
+    with pytest.raises(SystemExit) as end:
+        module.main(module.Args(**TINY[script], compile=True))
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("error: --compile needs a C++ compiler")
+    assert not list(Path.cwd().iterdir())
