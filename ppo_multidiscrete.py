@@ -120,9 +120,7 @@ def make_envs(args: Args, seeds: list[int], run_dir: Path) -> gym.vector.VectorE
     if not isinstance(obs_space, gym.spaces.Box) or len(obs_space.shape) != 1:
         fail(f"{args.env_id} observes {obs_space}, not a vector: use gym.wrappers.FlattenObservation in make_env")
     if not isinstance(action_space, gym.spaces.MultiDiscrete) or len(action_space.shape) != 1:
-        fail(
-            f"{args.env_id} has the actions {action_space}, no flat MultiDiscrete: see ppo.py, ppo_continuous_action.py"
-        )
+        fail(f"{args.env_id} has {action_space}, no flat MultiDiscrete actions: see ppo.py, ppo_continuous_action.py")
     return envs
 
 
