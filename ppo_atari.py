@@ -13,6 +13,7 @@ Differs from the official training in one thing: the frame stack starts with fou
 import atexit
 import difflib
 import importlib.util
+import multiprocessing
 import os
 import shutil
 import signal
@@ -40,6 +41,7 @@ class Args:
     total_timesteps: int = 10_000_000  # environment steps of the whole run, all environments together
     learning_rate: float = 2.5e-4  # step size of Adam at the first update
     num_envs: int = 8  # environments that are stepped side by side
+    async_envs: bool = False  # step each environment in a process of its own; faster where there are many cores
     num_steps: int = 128  # steps of each environment per update
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     gamma: float = 0.99  # discount factor
@@ -107,6 +109,9 @@ class FireResetEnv(gym.Wrapper):
 
 def make_env(env_id: str, idx: int, capture_video: bool, run_dir: Path) -> gym.Env:
     """Make environment number `idx`; number 0 records videos if asked to."""
+    if multiprocessing.parent_process():  # with --async-envs: the learner alone answers to Ctrl-C, and ends the others
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner for every environment
     record = capture_video and idx == 0
     env = gym.make(env_id, frameskip=1, render_mode="rgb_array" if record else None)
@@ -135,7 +140,8 @@ def make_envs(args: Args, run_dir: Path) -> gym.vector.VectorEnv:
     # Core 1: one policy steps all environments. SAME_STEP: the step that ends an episode already returns the
     # next one's first observation; the default, NEXT_STEP, would feed the learner rows that are no experience.
     thunks = [partial(make_env, args.env_id, i, args.capture_video, run_dir) for i in range(args.num_envs)]
-    return gym.vector.SyncVectorEnv(thunks, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+    vector_env = gym.vector.AsyncVectorEnv if args.async_envs else gym.vector.SyncVectorEnv
+    return vector_env(thunks, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
 
 
 def layer_init(layer: nn.Module, std: float = 2**0.5, bias: float = 0.0) -> nn.Module:

@@ -269,10 +269,12 @@ def test_a_broken_agent_ends_the_run_and_is_never_saved(script, broken, quantity
     assert all(torch.isfinite(value).all() for value in checkpoint["agent"].values())
 
 
-def start_process(*arguments) -> subprocess.Popen:
-    """Start a long training run in a process of its own and wait for its first checkpoint."""
-    command = [sys.executable, ROOT / "ppo.py", "--num-envs", "2", "--num-steps", "16", "--save-every", "5", *arguments]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def start_process(*arguments, script: str = "ppo") -> subprocess.Popen:
+    """Start a long training run in a process group of its own and wait for its first checkpoint."""
+    sizes = ["--num-envs", "2", "--num-steps", "16", "--save-every", "5"]
+    command = [sys.executable, ROOT / f"{script}.py", *sizes, *arguments]
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = subprocess.Popen(command, **pipes, text=True, start_new_session=True)
     while not list(Path("runs").glob("*/checkpoint.pt")):
         assert process.poll() is None
         time.sleep(0.05)
@@ -290,6 +292,16 @@ def test_a_signal_finishes_the_update_saves_and_says_how_to_go_on(number, code):
     checkpoint = torch.load(run_folder() / "checkpoint.pt", weights_only=True)
     logged = EventAccumulator(str(run_folder())).Reload().Scalars("charts/SPS")[-1].step
     assert checkpoint["global_step"] == logged
+
+
+def test_ctrl_c_reaches_the_environments_of_async_envs_too_and_still_saves():
+    process = start_process("--async-envs", "--update-epochs", "1", script="ppo_atari")
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == f"to go on: python ppo_atari.py --resume {run_folder()}"
+    assert "Traceback" not in errors
+    torch.load(run_folder() / "checkpoint.pt", weights_only=True)
 
 
 def test_an_environment_that_raises_shows_its_error_and_how_to_go_on():

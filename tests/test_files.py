@@ -45,7 +45,7 @@ DIFFERENCES = {
     "make_env": Difference("Atari frames go through wrappers; an LSTM sees one", (VECTORS, {"ppo_atari"}, LSTM)),
     "make_envs": Difference(
         "each setting takes other spaces, and EnvPool makes all environments at once",
-        ({"ppo"}, {"ppo_continuous_action"}, SEVERAL, {"ppo_atari"} | LSTM, {"ppo_atari_envpool"}),
+        EACH,
     ),
     "Batch": Difference("observations and actions have other shapes", KINDS),
     "Agent.__init__": Difference("each setting has its network", KINDS),

@@ -30,6 +30,13 @@ def test_a_seed_fixes_every_weight_and_another_seed_does_not(name, monkeypatch):
     assert not any(torch.equal(x, initial[2][key]) for key, x in initial[0].items())
 
 
+def test_environments_in_processes_of_their_own_change_nothing():
+    module = importlib.import_module("ppo_atari")
+    args = TINY["ppo_atari"] | {"update_epochs": 1, "bootstrap_truncated": True}
+    one, other = (module.main(module.Args(**args, async_envs=chosen)).state_dict() for chosen in (False, True))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
 def test_importing_the_scripts_has_no_side_effect(tmp_path):
     folder = Path(importlib.import_module("ppo").__file__).parent
     code = f"""
