@@ -230,7 +230,7 @@ def compute_gradient(agent: Agent, mb: Batch, clip_coef: float, args: Args) -> d
     loss, stats = ppo_loss(agent, mb, clip_coef, args)
     parameters = [parameter for parameter in agent.parameters() if parameter.requires_grad]
     for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-        parameter.grad = gradient.clone()  # two parameters may share one gradient, and clipping is done in place
+        parameter.grad = gradient.clone(memory_format=torch.contiguous_format)  # laid out as the parameter is
     stats["grad_norm"] = nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)  # Core 11: over all weights
     return stats
 

@@ -38,10 +38,10 @@ def train(args: ppo.Args, done, saving) -> None:
     sys.stdout = sys.stderr = io.StringIO()
     end_update = ppo.Run.end_update
 
-    def count(self, iteration, scalars):
+    def count(self, iteration, *more):
         done.value = iteration + 1
         saving.value = (iteration + 1) % args.save_every == 0
-        end_update(self, iteration, scalars)
+        end_update(self, iteration, *more)
         saving.value = False
 
     ppo.Run.end_update = count

@@ -227,14 +227,16 @@ class ReadingAgent(nn.Module):
         self.action_space = envs.single_action_space
 
     def get_value(self, x):
-        return x.flatten(1)[:, 0].float()
+        return (x.flatten(-3) if x.dtype == torch.uint8 else x)[..., 0].float()
+
+    def get_action(self, x):
+        shape = self.action_space.shape
+        return torch.zeros((len(x), *shape), dtype=torch.float32 if shape else torch.int64)
 
     def get_action_and_value(self, x, action=None):
-        if action is None:
-            shape = self.action_space.shape
-            action = torch.zeros((len(x), *shape), dtype=torch.float32 if shape else torch.int64)
-        logprob = self.logprob.expand(len(x))
-        return action, logprob, 0 * logprob, self.get_value(x)
+        action, values = self.get_action(x) if action is None else action, self.get_value(x)
+        logprob = self.logprob.expand(values.shape)
+        return action, logprob, 0 * logprob, values
 
 
 def learned_advantages(

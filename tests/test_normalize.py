@@ -158,14 +158,13 @@ def test_a_run_stores_what_the_definition_gives(module, monkeypatch):
         return envs
 
     class RecordedAgent(module.Agent):
-        def get_action_and_value(self, x, action=None):
-            if action is None:
-                rows.append(x.clone())
-            return super().get_action_and_value(x, action)
+        def get_action(self, x):
+            rows.append(x.clone())
+            return super().get_action(x)
 
         def get_value(self, x):
             value = super().get_value(x)
-            if not torch.is_grad_enabled():
+            if not torch.is_grad_enabled() and x.ndim == 2:  # of one step, and not of the whole rollout
                 values.append((x.clone(), value.clone()))
             return value
 
