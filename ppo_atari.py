@@ -30,7 +30,6 @@ import numpy as np
 import torch
 import tyro
 from torch import Tensor, nn, optim
-from torch.distributions import Categorical
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -114,7 +113,7 @@ def make_env(env_id: str, idx: int, capture_video: bool, run_dir: Path) -> gym.E
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner for every environment
     record = capture_video and idx == 0
-    env = gym.make(env_id, frameskip=1, render_mode="rgb_array" if record else None)
+    env = gym.make(env_id, frameskip=1, obs_type="grayscale", render_mode="rgb_array" if record else None)
     env = gym.wrappers.AtariPreprocessing(
         env,
         noop_max=30,  # Atari 1: 1 to 30 no-ops on reset
@@ -158,10 +157,10 @@ class Agent(nn.Module):
         super().__init__()
         # Atari 8: the network of Mnih et al. (2015), shared by policy and value (common/models.py#L15-L26)
         self.network = nn.Sequential(
-            layer_init(nn.Conv2d(4, 32, 8, stride=4)), nn.ReLU(),
-            layer_init(nn.Conv2d(32, 64, 4, stride=2)), nn.ReLU(),
-            layer_init(nn.Conv2d(64, 64, 3, stride=1)), nn.ReLU(),
-            nn.Flatten(), layer_init(nn.Linear(64 * 7 * 7, 512)), nn.ReLU(),
+            layer_init(nn.Conv2d(4, 32, 8, stride=4)), nn.ReLU(inplace=True),
+            layer_init(nn.Conv2d(32, 64, 4, stride=2)), nn.ReLU(inplace=True),
+            layer_init(nn.Conv2d(64, 64, 3, stride=1)), nn.ReLU(inplace=True),
+            nn.Flatten(), layer_init(nn.Linear(64 * 7 * 7, 512)), nn.ReLU(inplace=True),
         )  # fmt: skip
         # The small gain of the policy head makes all actions about equally likely at the start.
         self.actor = layer_init(nn.Linear(512, envs.single_action_space.n), std=0.01)
@@ -174,9 +173,11 @@ class Agent(nn.Module):
     def get_action_and_value(self, x: Tensor, action: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return action, log-probability, entropy and value, each (batch,); sample where no action is given."""
         hidden = self.network(x / 255.0)  # Atari 9: images scaled to [0, 1]
-        probs = Categorical(logits=self.actor(hidden), validate_args=False)
-        action = probs.sample() if action is None else action
-        return action, probs.log_prob(action), probs.entropy(), self.critic(hidden).squeeze(-1)
+        logprobs = self.actor(hidden).log_softmax(dim=-1)  # (batch, number of actions)
+        if action is None:  # plus Gumbel noise, the largest is a sample (common/distributions.py#L199)
+            action = (logprobs - torch.empty_like(logprobs).exponential_().log()).argmax(dim=-1)
+        entropy = -(logprobs.exp() * logprobs).sum(dim=-1)
+        return action, logprobs.gather(-1, action[:, None])[:, 0], entropy, self.critic(hidden).squeeze(-1)
 
 
 class Batch(NamedTuple):
@@ -199,9 +200,10 @@ def compute_gae(rewards, values, dones, next_value, next_done, gamma, gae_lambda
     continues = 1.0 - torch.cat([dones[1:], next_done[None]])  # did the episode go on after step t?
     next_values = torch.cat([values[1:], next_value[None]])
     deltas, decay = rewards + gamma * continues * next_values - values, gamma * gae_lambda * continues
-    advantages, advantage = torch.zeros_like(rewards), torch.zeros_like(next_value)
-    for t in reversed(range(len(rewards))):
-        advantages[t] = advantage = deltas[t] + decay[t] * advantage
+    advantages = [torch.zeros_like(next_value)]  # what follows the last step; from there backwards in time
+    for delta, factor in zip(deltas.flip(0), decay.flip(0), strict=True):
+        advantages.append(delta + factor * advantages[-1])
+    advantages = torch.stack(advantages[:0:-1])
     return advantages, advantages + values
 
 
@@ -234,7 +236,7 @@ def compute_gradient(agent: Agent, mb: Batch, clip_coef: float, args: Args) -> d
     loss, stats = ppo_loss(agent, mb, clip_coef, args)
     parameters = [parameter for parameter in agent.parameters() if parameter.requires_grad]
     for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-        parameter.grad = gradient.clone(memory_format=torch.contiguous_format)  # laid out as the parameter is
+        parameter.grad = gradient.contiguous()  # laid out in memory as the parameter is
     stats["grad_norm"] = nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)  # Core 11: over all weights
     return stats
 
@@ -392,7 +394,6 @@ def main(args: Args) -> Agent:
     obs = torch.zeros((args.num_steps, args.num_envs, 84, 84, 4), dtype=torch.uint8, device=device).movedim(-1, 2)
     actions = torch.zeros((args.num_steps, args.num_envs), dtype=torch.int64, device=device)
     logprobs, rewards, dones, values = torch.zeros((4, args.num_steps, args.num_envs), device=device)
-
     seeds = np.random.SeedSequence([args.seed, start["iteration"]]).generate_state(args.num_envs)  # new after a resume
     next_obs = torch.as_tensor(envs.reset(seed=seeds.tolist())[0], device=device)  # (num_envs, 4, 84, 84) uint8
     next_done = torch.zeros(args.num_envs, device=device)

@@ -29,7 +29,6 @@ import numpy as np
 import torch
 import tyro
 from torch import Tensor, nn, optim
-from torch.distributions import Categorical
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -108,7 +107,7 @@ def make_env(env_id: str, idx: int, capture_video: bool, run_dir: Path) -> gym.E
     """Make environment number `idx`; number 0 records videos if asked to."""
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner for every environment
     record = capture_video and idx == 0
-    env = gym.make(env_id, frameskip=1, render_mode="rgb_array" if record else None)
+    env = gym.make(env_id, frameskip=1, obs_type="grayscale", render_mode="rgb_array" if record else None)
     env = gym.wrappers.AtariPreprocessing(
         env,
         noop_max=30,  # Atari 1: 1 to 30 no-ops on reset
@@ -147,18 +146,17 @@ def layer_init(layer: nn.Module, std: float = 2**0.5, bias: float = 0.0) -> nn.M
 class Agent(nn.Module):
     """Policy and value on top of convolutions and an LSTM (baselines common/models.py#L103-L182).
 
-    Rows may span several steps of all environments, time first. `done` is 1 where a row begins an episode, and
-    `lstm_state` (num_envs, 256), the hidden and the cell state, is that before the first step.
+    Rows lie time first. `done` is 1 where one begins an episode; `lstm_state` (num_envs, 256) precedes the first step.
     """
 
     def __init__(self, envs: gym.vector.VectorEnv):
         super().__init__()
         # Atari 8: the network of Mnih et al. (2015), shared by policy and value (common/models.py#L15-L26)
         self.network = nn.Sequential(
-            layer_init(nn.Conv2d(1, 32, 8, stride=4)), nn.ReLU(),
-            layer_init(nn.Conv2d(32, 64, 4, stride=2)), nn.ReLU(),
-            layer_init(nn.Conv2d(64, 64, 3, stride=1)), nn.ReLU(),
-            nn.Flatten(), layer_init(nn.Linear(64 * 7 * 7, 512)), nn.ReLU(),
+            layer_init(nn.Conv2d(1, 32, 8, stride=4)), nn.ReLU(inplace=True),
+            layer_init(nn.Conv2d(32, 64, 4, stride=2)), nn.ReLU(inplace=True),
+            layer_init(nn.Conv2d(64, 64, 3, stride=1)), nn.ReLU(inplace=True),
+            nn.Flatten(), layer_init(nn.Linear(64 * 7 * 7, 512)), nn.ReLU(inplace=True),
         )  # fmt: skip
         self.lstm = nn.LSTMCell(512, 128)
         for name, parameter in self.lstm.named_parameters():  # LSTM 1: weights orthogonal with gain 1, biases 0
@@ -184,9 +182,11 @@ class Agent(nn.Module):
     def get_action_and_value(self, x: Tensor, lstm_state: Tensor, done: Tensor, action: Tensor | None = None):
         """Return action, log-probability, entropy and value, each (steps * num_envs,), and the next LSTM state."""
         hidden, lstm_state = self.get_states(x, lstm_state, done)
-        probs = Categorical(logits=self.actor(hidden), validate_args=False)
-        action = probs.sample() if action is None else action
-        return action, probs.log_prob(action), probs.entropy(), self.critic(hidden).squeeze(-1), lstm_state
+        logprobs = self.actor(hidden).log_softmax(dim=-1)  # (steps * num_envs, number of actions)
+        if action is None:  # plus Gumbel noise, the largest is a sample (common/distributions.py#L199)
+            action = (logprobs - torch.empty_like(logprobs).exponential_().log()).argmax(dim=-1)
+        entropy = -(logprobs.exp() * logprobs).sum(dim=-1)
+        return action, logprobs.gather(-1, action[:, None])[:, 0], entropy, self.critic(hidden).squeeze(-1), lstm_state
 
 
 class Batch(NamedTuple):
@@ -211,9 +211,10 @@ def compute_gae(rewards, values, dones, next_value, next_done, gamma, gae_lambda
     continues = 1.0 - torch.cat([dones[1:], next_done[None]])  # did the episode go on after step t?
     next_values = torch.cat([values[1:], next_value[None]])
     deltas, decay = rewards + gamma * continues * next_values - values, gamma * gae_lambda * continues
-    advantages, advantage = torch.zeros_like(rewards), torch.zeros_like(next_value)
-    for t in reversed(range(len(rewards))):
-        advantages[t] = advantage = deltas[t] + decay[t] * advantage
+    advantages = [torch.zeros_like(next_value)]  # what follows the last step; from there backwards in time
+    for delta, factor in zip(deltas.flip(0), decay.flip(0), strict=True):
+        advantages.append(delta + factor * advantages[-1])
+    advantages = torch.stack(advantages[:0:-1])
     return advantages, advantages + values
 
 
@@ -393,7 +394,6 @@ def main(args: Args) -> Agent:
     obs = torch.zeros((args.num_steps, args.num_envs, 84, 84, 1), dtype=torch.uint8, device=device).movedim(-1, 2)
     actions = torch.zeros((args.num_steps, args.num_envs), dtype=torch.int64, device=device)
     logprobs, rewards, dones, values = torch.zeros((4, args.num_steps, args.num_envs), device=device)
-
     seeds = np.random.SeedSequence([args.seed, start["iteration"]]).generate_state(args.num_envs)  # new after a resume
     next_obs = torch.as_tensor(envs.reset(seed=seeds.tolist())[0], device=device)  # (num_envs, 1, 84, 84) uint8
     next_done = torch.zeros(args.num_envs, device=device)

@@ -193,9 +193,10 @@ def compute_gae(rewards, values, dones, next_value, next_done, gamma, gae_lambda
     continues = 1.0 - torch.cat([dones[1:], next_done[None]])  # did the episode go on after step t?
     next_values = torch.cat([values[1:], next_value[None]])
     deltas, decay = rewards + gamma * continues * next_values - values, gamma * gae_lambda * continues
-    advantages, advantage = torch.zeros_like(rewards), torch.zeros_like(next_value)
-    for t in reversed(range(len(rewards))):
-        advantages[t] = advantage = deltas[t] + decay[t] * advantage
+    advantages = [torch.zeros_like(next_value)]  # what follows the last step; from there backwards in time
+    for delta, factor in zip(deltas.flip(0), decay.flip(0), strict=True):
+        advantages.append(delta + factor * advantages[-1])
+    advantages = torch.stack(advantages[:0:-1])
     return advantages, advantages + values
 
 
@@ -228,7 +229,7 @@ def compute_gradient(agent: Agent, mb: Batch, clip_coef: float, args: Args) -> d
     loss, stats = ppo_loss(agent, mb, clip_coef, args)
     parameters = [parameter for parameter in agent.parameters() if parameter.requires_grad]
     for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-        parameter.grad = gradient.clone(memory_format=torch.contiguous_format)  # laid out as the parameter is
+        parameter.grad = gradient.contiguous()  # laid out in memory as the parameter is
     stats["grad_norm"] = nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)  # Core 11: over all weights
     return stats
 
@@ -383,15 +384,15 @@ def main(args: Args) -> Agent:
     torch._dynamo.config.trace_autograd_ops = True  # the compiler shall see torch.autograd.grad
     compute = torch.compile(compute_gradient) if args.compile else compute_gradient
     run = Run(args, run_dir, start, agent=agent, optimizer=optimizer, normalizer=normalizer)
-    # The rollout of one iteration
-    obs = torch.zeros((args.num_steps, args.num_envs, *envs.single_observation_space.shape), device=device)
-    actions = torch.zeros((args.num_steps, args.num_envs, *envs.single_action_space.shape), device=device)
-    rewards, dones = torch.zeros((2, args.num_steps, args.num_envs), device=device)
+    # The rollout of one iteration lies in NumPy arrays, which are filled faster than tensors, step by step.
+    obs = np.zeros((args.num_steps, args.num_envs, *envs.single_observation_space.shape), dtype=np.float32)
+    actions = np.zeros((args.num_steps, args.num_envs, *envs.single_action_space.shape), dtype=np.float32)
+    rewards, dones = np.zeros((2, args.num_steps, args.num_envs), dtype=np.float32)
+    to_tensor = partial(torch.as_tensor, device=device)  # makes no copy on the CPU
     episode_returns, episode_lengths = np.zeros(args.num_envs), np.zeros(args.num_envs, dtype=np.int64)
     seeds = np.random.SeedSequence([args.seed, start["iteration"]]).generate_state(args.num_envs)  # new after a resume
-    next_obs, _ = envs.reset(seed=seeds.tolist())
-    next_obs = torch.as_tensor(normalizer.observe(next_obs), dtype=torch.float32, device=device)  # (num_envs, obs_size)
-    next_done = torch.zeros(args.num_envs, device=device)
+    next_obs = normalizer.observe(envs.reset(seed=seeds.tolist())[0])  # (num_envs, obs_size)
+    next_done = np.zeros(args.num_envs, dtype=bool)
     for iteration in range(start["iteration"], num_iterations):
         remaining = 1 - iteration / num_iterations  # 1 in the first iteration
         lr = args.learning_rate * (remaining if args.anneal_lr else 1)  # Core 4: linear, from the full rate to 0
@@ -401,33 +402,32 @@ def main(args: Args) -> Agent:
         for step in range(args.num_steps):
             obs[step], dones[step] = next_obs, next_done
             with torch.no_grad():
-                actions[step] = agent.get_action(next_obs)
+                actions[step] = agent.get_action(to_tensor(obs[step])).cpu().numpy()
             # Continuous 5: the environment gets the clipped action, the learner keeps the one that was sampled
-            action = np.clip(actions[step].cpu().numpy(), envs.single_action_space.low, envs.single_action_space.high)
+            action = actions[step].clip(envs.single_action_space.low, envs.single_action_space.high)
             next_obs, reward, terminated, truncated, infos = envs.step(action)
-            done = terminated | truncated
-            rewards[step] = torch.as_tensor(normalizer.scale(reward, done), dtype=torch.float32)
+            next_done = terminated | truncated
+            rewards[step] = normalizer.scale(reward, next_done)
             if args.bootstrap_truncated and (cut := truncated & ~terminated).any():
                 # The episode was cut, not over: what would have followed is worth V(final observation).
-                final_obs = normalizer.normalize(np.stack(infos["final_obs"][cut]))
-                final_obs = torch.as_tensor(final_obs, dtype=torch.float32, device=device)
+                final_obs = to_tensor(normalizer.normalize(np.stack(infos["final_obs"][cut])), dtype=torch.float32)
                 with torch.no_grad():
-                    rewards[step, cut] += args.gamma * agent.get_value(final_obs)
-            next_obs = torch.as_tensor(normalizer.observe(next_obs), dtype=torch.float32, device=device)
-            next_done = torch.as_tensor(done, dtype=torch.float32, device=device)
+                    rewards[step, cut] += args.gamma * agent.get_value(final_obs).cpu().numpy()
+            next_obs = normalizer.observe(next_obs)
 
             run.global_step += args.num_envs
             episode_returns += reward
             episode_lengths += 1
-            for i in np.flatnonzero(done):
+            for i in np.flatnonzero(next_done):
                 run.log_episode(episode_returns[i], episode_lengths[i])
                 episode_returns[i] = episode_lengths[i] = 0
 
+        b_obs, b_actions, b_rewards, b_dones, ended = map(to_tensor, (obs, actions, rewards, dones, next_done))
         with torch.no_grad():  # the whole rollout in one batch, which is faster than step by step
-            _, logprobs, _, values = agent.get_action_and_value(obs, actions)
-            next_value = agent.get_value(next_obs)
-        advantages, returns = compute_gae(rewards, values, dones, next_value, next_done, args.gamma, args.gae_lambda)
-        batch = Batch(*(x.flatten(0, 1) for x in (obs, actions, logprobs, values, advantages, returns)))
+            _, logprobs, _, values = agent.get_action_and_value(b_obs, b_actions)
+            next_value = agent.get_value(to_tensor(next_obs, dtype=torch.float32))
+        advantages, returns = compute_gae(b_rewards, values, b_dones, next_value, ended, args.gamma, args.gae_lambda)
+        batch = Batch(*(x.flatten(0, 1) for x in (b_obs, b_actions, logprobs, values, advantages, returns)))
         stats, explained_variance = [], 1 - (batch.returns - batch.values).var() / batch.returns.var()
         for _ in range(args.update_epochs):  # Core 6: each epoch visits every row once, in a new random order
             for rows in torch.randperm(len(batch.obs), device=device).chunk(args.num_minibatches):

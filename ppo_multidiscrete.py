@@ -104,8 +104,7 @@ class Cleaner(gym.vector.VectorWrapper):
 def make_envs(args: Args, seeds: list[int], run_dir: Path) -> gym.vector.VectorEnv:
     """Make the vector environment, or end with one line that says why this script cannot train on it."""
     if args.env_id == "Jumanji/Cleaner-v0":
-        envs = envpool.make(args.env_id, "gymnasium", num_envs=args.num_envs, seed=seeds, render_mode="rgb_array")
-        envs = Cleaner(envs)
+        envs = Cleaner(envpool.make_gymnasium(args.env_id, num_envs=args.num_envs, seed=seeds, render_mode="rgb_array"))
         if args.capture_video:
             envs = gym.wrappers.vector.RecordVideo(envs, str(run_dir / "videos"), record_first_only=True)
         return envs
@@ -195,9 +194,10 @@ def compute_gae(rewards, values, dones, next_value, next_done, gamma, gae_lambda
     continues = 1.0 - torch.cat([dones[1:], next_done[None]])  # did the episode go on after step t?
     next_values = torch.cat([values[1:], next_value[None]])
     deltas, decay = rewards + gamma * continues * next_values - values, gamma * gae_lambda * continues
-    advantages, advantage = torch.zeros_like(rewards), torch.zeros_like(next_value)
-    for t in reversed(range(len(rewards))):
-        advantages[t] = advantage = deltas[t] + decay[t] * advantage
+    advantages = [torch.zeros_like(next_value)]  # what follows the last step; from there backwards in time
+    for delta, factor in zip(deltas.flip(0), decay.flip(0), strict=True):
+        advantages.append(delta + factor * advantages[-1])
+    advantages = torch.stack(advantages[:0:-1])
     return advantages, advantages + values
 
 
@@ -230,7 +230,7 @@ def compute_gradient(agent: Agent, mb: Batch, clip_coef: float, args: Args) -> d
     loss, stats = ppo_loss(agent, mb, clip_coef, args)
     parameters = [parameter for parameter in agent.parameters() if parameter.requires_grad]
     for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-        parameter.grad = gradient.clone(memory_format=torch.contiguous_format)  # laid out as the parameter is
+        parameter.grad = gradient.contiguous()  # laid out in memory as the parameter is
     stats["grad_norm"] = nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)  # Core 11: over all weights
     return stats
 
