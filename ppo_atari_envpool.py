@@ -228,8 +228,8 @@ def load_checkpoint(path: Path) -> dict:
         script, version = checkpoint["script"], checkpoint["version"]
     except Exception:  # whatever a missing or damaged file makes the unpickler raise
         fail(f"{path} is missing, damaged or no checkpoint: --resume takes the folder of a run, runs/...")
-    if (script, version) != (Path(__file__).stem, 1):
-        fail(f"{path} is by {script}.py in format {version}, but {Path(__file__).name} reads its own format 1")
+    if (script, version) != (Path(__file__).stem, 1) or checkpoint["args"].keys() - Args.__annotations__.keys():
+        fail(f"{path} is by {script}.py, format {version}, but not by this version of {Path(__file__).name}")
     return checkpoint | {"run_dir": path.parent}
 
 
@@ -333,8 +333,7 @@ def main(args: Args) -> Agent:
     num_iterations = args.total_timesteps // (args.num_envs * args.num_steps)
     start = load_checkpoint(args.resume) if args.resume else {"iteration": 0, "global_step": 0}
     run_dir = start.get("run_dir", Path(f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"))
-    auto = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(auto if args.device == "auto" else args.device)
+    device = torch.device(args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(args.seed)
     torch.backends.cudnn.deterministic = args.torch_deterministic
     # Every environment gets a seed of its own, and another one after a resume.
@@ -343,18 +342,20 @@ def main(args: Args) -> Agent:
     agent = Agent(envs).to(device)
     optimizer = optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)  # Core 3: not 1e-8
     torch._dynamo.config.trace_autograd_ops = True  # the compiler shall see torch.autograd.grad
-    compute = torch.compile(compute_gradient) if args.compile else compute_gradient
+    mode = "reduce-overhead" if device.type == "cuda" else None  # CUDA graphs: one launch for all kernels
+    compute = torch.compile(compute_gradient, mode=mode) if args.compile else compute_gradient
     run = Run(args, run_dir, start, agent=agent, optimizer=optimizer)
     # The rollout. The images lie in memory with their channels last, as convolutions like them best.
     obs = torch.zeros((args.num_steps, args.num_envs, 84, 84, 4), dtype=torch.uint8, device=device).movedim(-1, 2)
     actions = torch.zeros((args.num_steps, args.num_envs), dtype=torch.int64, device=device)
-    logprobs, rewards, dones, values, cuts = torch.zeros((5, args.num_steps, args.num_envs), device=device)
+    logprobs, values = torch.zeros((2, args.num_steps, args.num_envs), device=device)
+    rewards, dones, cuts = np.zeros((3, args.num_steps, args.num_envs), dtype=np.float32)
     game_returns = np.zeros(args.num_envs)
     frames, game = [], 0  # of the first environment, for videos
     next_obs, infos = envs.reset()
     lives = infos["lives"]
     next_obs = torch.as_tensor(next_obs, device=device)  # (num_envs, 4, 84, 84) uint8
-    next_done = torch.zeros(args.num_envs, device=device)
+    next_done = np.zeros(args.num_envs, dtype=bool)
     for iteration in range(start["iteration"], num_iterations):
         remaining = 1 - iteration / num_iterations  # 1 in the first iteration
         lr = args.learning_rate * (remaining if args.anneal_lr else 1)  # Core 4: linear, from the full rate to 0
@@ -366,12 +367,11 @@ def main(args: Args) -> Agent:
             with torch.no_grad():
                 actions[step], logprobs[step], _, values[step] = agent.get_action_and_value(next_obs)
             next_obs, reward, terminated, truncated, infos = envs.step(actions[step].cpu().numpy())
-            rewards[step] = torch.as_tensor(reward, dtype=torch.float32)
+            rewards[step], next_done = reward, terminated | truncated
             # A life lost at the time limit, or the game's end there, is an end; EnvPool then reports only the limit.
-            cuts[step] = torch.as_tensor(truncated & (infos["terminated"] == 0) & (infos["lives"] >= lives))
+            cuts[step] = truncated & (infos["terminated"] == 0) & (infos["lives"] >= lives)
             lives = infos["lives"]
             next_obs = torch.as_tensor(next_obs, device=device)
-            next_done = torch.as_tensor(terminated | truncated, dtype=torch.float32, device=device)
 
             run.global_step += args.num_envs
             # The reported returns are those of the whole game and of the true rewards.
@@ -386,26 +386,32 @@ def main(args: Args) -> Agent:
                     save_video(frames, str(run_dir / "videos"), episode_index=game, fps=15)
                     frames, game = [], game + 1
 
+        b_rewards, b_dones, ended = (torch.as_tensor(x, device=device) for x in (rewards, dones, next_done))
         with torch.no_grad():
             next_value = agent.get_value(next_obs)
         if args.bootstrap_truncated:
             # The episode was cut, not over: what would have followed is worth V(final observation). EnvPool shows
             # that observation in the row that follows.
-            rewards += args.gamma * cuts * torch.cat([values[1:], next_value[None]])
-        advantages, returns = compute_gae(rewards, values, dones, next_value, next_done, args.gamma, args.gae_lambda)
+            bootstraps = torch.as_tensor(cuts, device=device) * torch.cat([values[1:], next_value[None]])
+            b_rewards = b_rewards + args.gamma * bootstraps
+        advantages, returns = compute_gae(b_rewards, values, b_dones, next_value, ended, args.gamma, args.gae_lambda)
 
         # EnvPool spends the step after an episode's end on the reset: it ignores the action and gives no reward. Such
         # a row, dones == 1, is no experience. No advantage crosses it, and here it is left out of the batch.
-        valid = dones.flatten() == 0
+        valid = torch.as_tensor(np.flatnonzero(dones == 0), device=device)
+        if args.compile and mode:  # one CUDA graph is for one size: fill the free places with valid rows drawn again
+            drawn = torch.randint(len(valid), (dones.size - len(valid),), device=device)
+            valid = torch.cat([valid, valid[drawn]])
         # Learn from the batch of all valid rows, several times over.
         batch = Batch(*(x.flatten(0, 1)[valid] for x in (obs, actions, logprobs, values, advantages, returns)))
         stats, explained_variance = [], 1 - (batch.returns - batch.values).var() / batch.returns.var()
         for _ in range(args.update_epochs):  # Core 6: each epoch visits every row once, in a new random order
             for rows in torch.randperm(len(batch.obs), device=device).chunk(args.num_minibatches):
                 mb = Batch(*(field[rows] for field in batch))
-                mb_stats = compute(agent, mb, clip_coef, args)
+                mb_stats = compute(agent, mb, clip_coef, args) | {"explained_variance": explained_variance}
                 optimizer.step()
-                stats.append(mb_stats | {"explained_variance": explained_variance})
+                optimizer.zero_grad()
+                stats.append({name: x.clone() for name, x in mb_stats.items()})  # a CUDA graph will reuse the memory
             kls = [mb_stats["approx_kl"] for mb_stats in stats[-args.num_minibatches :]]
             if args.target_kl and sum(kls) > args.target_kl * len(kls):  # Aux 3: this epoch moved the policy too far
                 break

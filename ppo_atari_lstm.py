@@ -276,8 +276,8 @@ def load_checkpoint(path: Path) -> dict:
         script, version = checkpoint["script"], checkpoint["version"]
     except Exception:  # whatever a missing or damaged file makes the unpickler raise
         fail(f"{path} is missing, damaged or no checkpoint: --resume takes the folder of a run, runs/...")
-    if (script, version) != (Path(__file__).stem, 1):
-        fail(f"{path} is by {script}.py in format {version}, but {Path(__file__).name} reads its own format 1")
+    if (script, version) != (Path(__file__).stem, 1) or checkpoint["args"].keys() - Args.__annotations__.keys():
+        fail(f"{path} is by {script}.py, format {version}, but not by this version of {Path(__file__).name}")
     return checkpoint | {"run_dir": path.parent}
 
 
@@ -381,8 +381,7 @@ def main(args: Args) -> Agent:
     num_iterations = args.total_timesteps // (args.num_envs * args.num_steps)
     start = load_checkpoint(args.resume) if args.resume else {"iteration": 0, "global_step": 0}
     run_dir = start.get("run_dir", Path(f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"))
-    auto = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(auto if args.device == "auto" else args.device)
+    device = torch.device(args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(args.seed)
     torch.backends.cudnn.deterministic = args.torch_deterministic
     envs = make_envs(args, run_dir)
@@ -393,10 +392,11 @@ def main(args: Args) -> Agent:
     # The rollout. The images lie in memory with their channels last, as convolutions like them best.
     obs = torch.zeros((args.num_steps, args.num_envs, 84, 84, 1), dtype=torch.uint8, device=device).movedim(-1, 2)
     actions = torch.zeros((args.num_steps, args.num_envs), dtype=torch.int64, device=device)
-    logprobs, rewards, dones, values = torch.zeros((4, args.num_steps, args.num_envs), device=device)
+    logprobs, values = torch.zeros((2, args.num_steps, args.num_envs), device=device)
+    rewards, dones = np.zeros((2, args.num_steps, args.num_envs), dtype=np.float32)
     seeds = np.random.SeedSequence([args.seed, start["iteration"]]).generate_state(args.num_envs)  # new after a resume
     next_obs = torch.as_tensor(envs.reset(seed=seeds.tolist())[0], device=device)  # (num_envs, 1, 84, 84) uint8
-    next_done = torch.zeros(args.num_envs, device=device)
+    next_done = np.zeros(args.num_envs, dtype=np.float32)
     lstm_state = torch.zeros((args.num_envs, 256), device=device)  # LSTM 2: hidden and cell state start at zero
     for iteration in range(start["iteration"], num_iterations):
         remaining = 1 - iteration / num_iterations  # 1 in the first iteration
@@ -408,22 +408,22 @@ def main(args: Args) -> Agent:
         for step in range(args.num_steps):
             obs[step], dones[step] = next_obs, next_done
             with torch.no_grad():
-                output = agent.get_action_and_value(next_obs, lstm_state, next_done)
+                output = agent.get_action_and_value(next_obs, lstm_state, torch.as_tensor(next_done, device=device))
             actions[step], logprobs[step], _, values[step], lstm_state = output
             next_obs, reward, terminated, truncated, infos = envs.step(actions[step].cpu().numpy())
-            rewards[step] = torch.as_tensor(reward, dtype=torch.float32)
+            rewards[step], next_done = reward, np.float32(terminated | truncated)
             next_obs = torch.as_tensor(next_obs, device=device)
-            next_done = torch.as_tensor(terminated | truncated, dtype=torch.float32, device=device)
 
             run.global_step += args.num_envs
             for info in (infos, infos.get("final_info", {})):  # a game can also end during a reset
                 for i in np.flatnonzero(info.get("_episode", False)):
                     run.log_episode(info["episode"]["r"][i], info["episode"]["l"][i])
 
+        b_rewards, b_dones, ended = (torch.as_tensor(x, device=device) for x in (rewards, dones, next_done))
         with torch.no_grad():
-            next_value = agent.get_value(next_obs, lstm_state, next_done)
-        advantages, returns = compute_gae(rewards, values, dones, next_value, next_done, args.gamma, args.gae_lambda)
-        batch = Batch(obs, actions, logprobs, values, advantages, returns, dones, initial_state[None])
+            next_value = agent.get_value(next_obs, lstm_state, ended)
+        advantages, returns = compute_gae(b_rewards, values, b_dones, next_value, ended, args.gamma, args.gae_lambda)
+        batch = Batch(obs, actions, logprobs, values, advantages, returns, b_dones, initial_state[None])
         stats, explained_variance = [], 1 - (batch.returns - batch.values).var() / batch.returns.var()
         for _ in range(args.update_epochs):  # Core 6: each epoch visits every row once, in a new random order
             for columns in torch.randperm(args.num_envs, device=device).chunk(args.num_minibatches):
@@ -431,10 +431,9 @@ def main(args: Args) -> Agent:
                 loss, mb_stats = ppo_loss(agent, mb, clip_coef, args)
                 optimizer.zero_grad()
                 loss.backward()
-                # Core 11: the norm over all weights
-                mb_stats["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+                grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)  # Core 11: of all weights
                 optimizer.step()
-                stats.append(mb_stats | {"explained_variance": explained_variance})
+                stats.append(mb_stats | {"explained_variance": explained_variance, "grad_norm": grad_norm})
             kls = [mb_stats["approx_kl"] for mb_stats in stats[-args.num_minibatches :]]
             if args.target_kl and sum(kls) > args.target_kl * len(kls):  # Aux 3: this epoch moved the policy too far
                 break

@@ -269,8 +269,8 @@ def load_checkpoint(path: Path) -> dict:
         script, version = checkpoint["script"], checkpoint["version"]
     except Exception:  # whatever a missing or damaged file makes the unpickler raise
         fail(f"{path} is missing, damaged or no checkpoint: --resume takes the folder of a run, runs/...")
-    if (script, version) != (Path(__file__).stem, 1):
-        fail(f"{path} is by {script}.py in format {version}, but {Path(__file__).name} reads its own format 1")
+    if (script, version) != (Path(__file__).stem, 1) or checkpoint["args"].keys() - Args.__annotations__.keys():
+        fail(f"{path} is by {script}.py, format {version}, but not by this version of {Path(__file__).name}")
     return checkpoint | {"run_dir": path.parent}
 
 

@@ -216,6 +216,8 @@ def test_wrong_checkpoints_end_with_one_line(monkeypatch, capsys):
     assert "no checkpoint" in resume("other.pt")
     torch.save(checkpoint | {"version": 2}, "future.pt")
     assert "format 2" in resume("future.pt")
+    torch.save(checkpoint | {"args": checkpoint["args"] | {"dropped_flag": 1}}, "past.pt")
+    assert "not by this version of ppo.py" in resume("past.pt")
     line = resume(run, script="ppo_atari")
     assert "ppo.py" in line
     assert "ppo_atari.py" in line

