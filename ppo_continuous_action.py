@@ -163,7 +163,8 @@ class Agent(nn.Module):
 
     def get_action(self, x: Tensor) -> Tensor:
         """Sample an action for each observation, and compute nothing else: (batch, obs_size) -> (batch, actions)."""
-        return torch.normal(self.actor_mean(x), self.actor_logstd.exp())
+        mean = self.actor_mean(x)
+        return mean + self.actor_logstd.exp() * torch.randn_like(mean)
 
     def get_action_and_value(self, x: Tensor, action: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return action (batch, action_size) and log-probability, entropy, value (batch,); sample without an action."""
@@ -406,8 +407,7 @@ def main(args: Args) -> Agent:
             # Continuous 5: the environment gets the clipped action, the learner keeps the one that was sampled
             action = actions[step].clip(envs.single_action_space.low, envs.single_action_space.high)
             next_obs, reward, terminated, truncated, infos = envs.step(action)
-            next_done = terminated | truncated
-            rewards[step] = normalizer.scale(reward, next_done)
+            rewards[step] = normalizer.scale(reward, next_done := terminated | truncated)
             if args.bootstrap_truncated and (cut := truncated & ~terminated).any():
                 # The episode was cut, not over: what would have followed is worth V(final observation).
                 final_obs = to_tensor(normalizer.normalize(np.stack(infos["final_obs"][cut])), dtype=torch.float32)

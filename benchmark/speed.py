@@ -33,8 +33,8 @@ BEGIN, END = "<!-- written by benchmark/speed.py -->", "<!-- end of the table --
 JOBS = {
     "CartPole": ("ppo", "CartPole-v1", 40_960, 20, ("sb3", "default", "compile")),
     "Hopper": ("ppo_continuous_action", "Hopper-v5", 10_240, 1, ("sb3", "default", "compile")),
-    "Breakout": ("ppo_atari", "BreakoutNoFrameskip-v4", 5_120, 1, ("sb3", "default")),
-    "Breakout, EnvPool": ("ppo_atari_envpool", "BreakoutNoFrameskip-v4", 5_120, 1, ("default",)),
+    "Breakout": ("ppo_atari", "BreakoutNoFrameskip-v4", 5_120, 1, ("sb3", "default", "compile")),
+    "Breakout, EnvPool": ("ppo_atari_envpool", "BreakoutNoFrameskip-v4", 6_144, 2, ("default", "compile")),
 }
 SHARES = ("environment", "policy", "GAE", "update", "rest")
 
@@ -87,7 +87,7 @@ def time_ours(job: str, compiled: bool) -> dict:
     module.optim.Adam.step = timed(seconds, "update", module.optim.Adam.step)
     if compiled:
         torch_compile = torch.compile
-        torch.compile = lambda function: timed(seconds, "update", torch_compile(function))
+        torch.compile = lambda function, **options: timed(seconds, "update", torch_compile(function, **options))
     else:
         module.compute_gradient = timed(seconds, "update", module.compute_gradient)
     for name in ("get_action", "get_value", "get_action_and_value"):
