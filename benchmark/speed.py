@@ -192,7 +192,7 @@ def measure(job: str, rival: str) -> dict:
 
 
 def table(results: list[dict]) -> str:
-    """Return the medians as a table in Markdown."""
+    """Return the medians as a table in Markdown; a ratio is the median of those within each round."""
     lines = [
         "| job | rival | steps/s, steady | ratio | whole process, s | " + " | ".join(SHARES) + " | peak MB | floor |",
         "|---|---|---|---|---|" + "---|" * (len(SHARES) + 2),
@@ -203,7 +203,8 @@ def table(results: list[dict]) -> str:
         base = [r for r in results if r["rival"] == "sb3" and r["job"] == job.removesuffix(", EnvPool")]
         for rival in dict.fromkeys(row["rival"] for row in results if row["job"] == job):
             rows = [row for row in results if (row["job"], row["rival"]) == (job, rival)]
-            ratio = f"{median(rows, 'sps') / median(base, 'sps'):.2f}" if base else ""
+            ratios = [row["sps"] / other["sps"] for row in rows for other in base if row["round"] == other["round"]]
+            ratio = f"{statistics.median(ratios):.2f}" if base else ""
             cells = [job, rival, f"{median(rows, 'sps'):,.0f}", ratio, f"{median(rows, 'process_seconds'):.0f}"]
             for name in SHARES:
                 share = statistics.median(row["shares"].get(name, 0) for row in rows)
@@ -233,8 +234,8 @@ def main(args: Args) -> None:
         print(json.dumps(result | {"peak_mb": peak}))
         return
     results = []
-    for job in args.jobs:
-        for number in range(args.rounds):
+    for number in range(args.rounds):
+        for job in args.jobs:
             for rival in JOBS[job][4]:
                 results.append({"round": number} | measure(job, rival))
                 print(f"{job}, {rival}: {results[-1]['sps']:,.0f} steps/s", file=sys.stderr)
