@@ -110,15 +110,14 @@ class Agent(nn.Module):
         super().__init__()
         obs_size = envs.single_observation_space.shape[0]
 
-        def body() -> nn.Module:
-            layers = layer_init(nn.Linear(obs_size, 64)), nn.Tanh(), layer_init(nn.Linear(64, 64)), nn.Tanh()
-            return nn.Sequential(*layers)
+        def body() -> tuple[nn.Module, ...]:
+            return layer_init(nn.Linear(obs_size, 64)), nn.Tanh(), layer_init(nn.Linear(64, 64)), nn.Tanh()
 
         actor_body = body()
         critic_body = actor_body if shared_network else body()  # Core 13: two bodies, or one for both
         # The small gain of the policy head makes all actions about equally likely at the start.
-        self.actor = nn.Sequential(actor_body, layer_init(nn.Linear(64, envs.single_action_space.n), std=0.01))
-        self.critic = nn.Sequential(critic_body, layer_init(nn.Linear(64, 1), std=1.0))
+        self.actor = nn.Sequential(*actor_body, layer_init(nn.Linear(64, envs.single_action_space.n), std=0.01))
+        self.critic = nn.Sequential(*critic_body, layer_init(nn.Linear(64, 1), std=1.0))
 
     def get_value(self, x: Tensor) -> Tensor:
         """Return the value of each observation: (batch, obs_size) -> (batch,)."""
@@ -362,27 +361,26 @@ def main(args: Args) -> Agent:
         clip_coef = args.clip_coef * (remaining if args.anneal_clip_coef else 1)  # Aux 1: the same for the clip range
         optimizer.param_groups[0]["lr"] = lr
         # Roll out num_steps steps of every environment; next_obs and next_done carry over to the next iteration.
-        for step in range(args.num_steps):
-            obs[step], dones[step] = next_obs, next_done
-            with torch.no_grad():
+        with torch.no_grad():
+            for step in range(args.num_steps):
+                obs[step], dones[step] = next_obs, next_done
                 actions[step] = agent.get_action(to_tensor(obs[step])).cpu().numpy()
-            next_obs, reward, terminated, truncated, infos = envs.step(actions[step])
-            rewards[step], next_done = reward, terminated | truncated
-            if args.bootstrap_truncated and (cut := truncated & ~terminated).any():
-                # The episode was cut, not over: what would have followed is worth V(final observation).
-                final_obs = to_tensor(np.stack(infos["final_obs"][cut]), dtype=torch.float32)
-                with torch.no_grad():
+                next_obs, reward, terminated, truncated, infos = envs.step(actions[step])
+                rewards[step], next_done = reward, terminated | truncated
+                if args.bootstrap_truncated and (cut := truncated & ~terminated).any():
+                    # The episode was cut, not over: what would have followed is worth V(final observation).
+                    final_obs = to_tensor(np.stack(infos["final_obs"][cut]), dtype=torch.float32)
                     rewards[step, cut] += args.gamma * agent.get_value(final_obs).cpu().numpy()
 
-            run.global_step += args.num_envs
-            episode_returns += reward
-            episode_lengths += 1
-            for i in np.flatnonzero(next_done):
-                run.log_episode(episode_returns[i], episode_lengths[i])
-                episode_returns[i] = episode_lengths[i] = 0
+                run.global_step += args.num_envs
+                episode_returns += reward
+                episode_lengths += 1
+                for i in np.flatnonzero(next_done):
+                    run.log_episode(episode_returns[i], episode_lengths[i])
+                    episode_returns[i] = episode_lengths[i] = 0
 
-        b_obs, b_actions, b_rewards, b_dones, ended = map(to_tensor, (obs, actions, rewards, dones, next_done))
-        with torch.no_grad():  # the whole rollout in one batch, which is faster than step by step
+            b_obs, b_actions, b_rewards, b_dones, ended = map(to_tensor, (obs, actions, rewards, dones, next_done))
+            # All log-probabilities and values in one batch, which is faster than step by step
             _, logprobs, _, values = agent.get_action_and_value(b_obs, b_actions)
             next_value = agent.get_value(to_tensor(next_obs, dtype=torch.float32))
         advantages, returns = compute_gae(b_rewards, values, b_dones, next_value, ended, args.gamma, args.gae_lambda)

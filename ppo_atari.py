@@ -404,26 +404,24 @@ def main(args: Args) -> Agent:
         clip_coef = args.clip_coef * (remaining if args.anneal_clip_coef else 1)  # Aux 1: the same for the clip range
         optimizer.param_groups[0]["lr"] = lr
         # Roll out num_steps steps of every environment; next_obs and next_done carry over to the next iteration.
-        for step in range(args.num_steps):
-            obs[step], dones[step] = next_obs, next_done
-            with torch.no_grad():
-                actions[step], logprobs[step], _, values[step] = agent.get_action_and_value(next_obs)
-            next_obs, reward, terminated, truncated, infos = envs.step(actions[step].cpu().numpy())
-            rewards[step], next_done = reward, terminated | truncated
-            if args.bootstrap_truncated and (cut := truncated & ~terminated).any():
-                # The episode was cut, not over: what would have followed is worth V(final observation).
-                final_obs = torch.as_tensor(np.stack(infos["final_obs"][cut]), device=device)
-                with torch.no_grad():
-                    rewards[step, cut] += args.gamma * agent.get_value(final_obs).cpu().numpy()
-            next_obs = torch.as_tensor(next_obs, device=device)
-
-            run.global_step += args.num_envs
-            for info in (infos, infos.get("final_info", {})):  # a game can also end during a reset
-                for i in np.flatnonzero(info.get("_episode", False)):
-                    run.log_episode(info["episode"]["r"][i], info["episode"]["l"][i])
-
-        b_rewards, b_dones, ended = (torch.as_tensor(x, device=device) for x in (rewards, dones, next_done))
         with torch.no_grad():
+            for step in range(args.num_steps):
+                obs[step], dones[step] = next_obs, next_done
+                actions[step], logprobs[step], _, values[step] = agent.get_action_and_value(next_obs)
+                next_obs, reward, terminated, truncated, infos = envs.step(actions[step].cpu().numpy())
+                rewards[step], next_done = reward, terminated | truncated
+                if args.bootstrap_truncated and (cut := truncated & ~terminated).any():
+                    # The episode was cut, not over: what would have followed is worth V(final observation).
+                    final_obs = torch.as_tensor(np.stack(infos["final_obs"][cut]), device=device)
+                    rewards[step, cut] += args.gamma * agent.get_value(final_obs).cpu().numpy()
+                next_obs = torch.as_tensor(next_obs, device=device)
+
+                run.global_step += args.num_envs
+                for info in (infos, infos.get("final_info", {})):  # a game can also end during a reset
+                    for i in np.flatnonzero(info.get("_episode", False)):
+                        run.log_episode(info["episode"]["r"][i], info["episode"]["l"][i])
+
+            b_rewards, b_dones, ended = (torch.as_tensor(x, device=device) for x in (rewards, dones, next_done))
             next_value = agent.get_value(next_obs)
         advantages, returns = compute_gae(b_rewards, values, b_dones, next_value, ended, args.gamma, args.gae_lambda)
         batch = Batch(*(x.flatten(0, 1) for x in (obs, actions, logprobs, values, advantages, returns)))

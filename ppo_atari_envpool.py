@@ -362,38 +362,37 @@ def main(args: Args) -> Agent:
         clip_coef = args.clip_coef * (remaining if args.anneal_clip_coef else 1)  # Aux 1: the same for the clip range
         optimizer.param_groups[0]["lr"] = lr
         # Roll out num_steps steps of every environment; next_obs and next_done carry over to the next iteration.
-        for step in range(args.num_steps):
-            obs[step], dones[step] = next_obs, next_done
-            with torch.no_grad():
-                actions[step], logprobs[step], _, values[step] = agent.get_action_and_value(next_obs)
-            next_obs, reward, terminated, truncated, infos = envs.step(actions[step].cpu().numpy())
-            rewards[step], next_done = reward, terminated | truncated
-            # A life lost at the time limit, or the game's end there, is an end; EnvPool then reports only the limit.
-            cuts[step] = truncated & (infos["terminated"] == 0) & (infos["lives"] >= lives)
-            lives = infos["lives"]
-            next_obs = torch.as_tensor(next_obs, device=device)
-
-            run.global_step += args.num_envs
-            # The reported returns are those of the whole game and of the true rewards.
-            game_returns += infos["reward"]
-            game_over = truncated | (infos["terminated"] == 1)
-            for i in np.flatnonzero(game_over):
-                run.log_episode(game_returns[i], infos["elapsed_step"][i])
-                game_returns[i] = 0
-            if args.capture_video:
-                frames += list(envs.render(env_ids=0)) if capped_cubic_video_schedule(game) else []
-                if game_over[0]:
-                    save_video(frames, str(run_dir / "videos"), episode_index=game, fps=15)
-                    frames, game = [], game + 1
-
-        b_rewards, b_dones, ended = (torch.as_tensor(x, device=device) for x in (rewards, dones, next_done))
         with torch.no_grad():
+            for step in range(args.num_steps):
+                obs[step], dones[step] = next_obs, next_done
+                actions[step], logprobs[step], _, values[step] = agent.get_action_and_value(next_obs)
+                next_obs, reward, terminated, truncated, infos = envs.step(actions[step].cpu().numpy())
+                rewards[step], next_done = reward, terminated | truncated
+                # A life lost at the time limit, or the game's end there, is an end, though EnvPool reports the limit.
+                cuts[step] = truncated & (infos["terminated"] == 0) & (infos["lives"] >= lives)
+                lives = infos["lives"]
+                next_obs = torch.as_tensor(next_obs, device=device)
+
+                run.global_step += args.num_envs
+                # The reported returns are those of the whole game and of the true rewards.
+                game_returns += infos["reward"]
+                game_over = truncated | (infos["terminated"] == 1)
+                for i in np.flatnonzero(game_over):
+                    run.log_episode(game_returns[i], infos["elapsed_step"][i])
+                    game_returns[i] = 0
+                if args.capture_video:
+                    frames += list(envs.render(env_ids=0)) if capped_cubic_video_schedule(game) else []
+                    if game_over[0]:
+                        save_video(frames, str(run_dir / "videos"), episode_index=game, fps=15)
+                        frames, game = [], game + 1
+
+            b_rewards, b_dones, ended = (torch.as_tensor(x, device=device) for x in (rewards, dones, next_done))
             next_value = agent.get_value(next_obs)
-        if args.bootstrap_truncated:
-            # The episode was cut, not over: what would have followed is worth V(final observation). EnvPool shows
-            # that observation in the row that follows.
-            bootstraps = torch.as_tensor(cuts, device=device) * torch.cat([values[1:], next_value[None]])
-            b_rewards = b_rewards + args.gamma * bootstraps
+            if args.bootstrap_truncated:
+                # The episode was cut, not over: what would have followed is worth V(final observation). EnvPool shows
+                # that observation in the row that follows.
+                bootstraps = torch.as_tensor(cuts, device=device) * torch.cat([values[1:], next_value[None]])
+                b_rewards = b_rewards + args.gamma * bootstraps
         advantages, returns = compute_gae(b_rewards, values, b_dones, next_value, ended, args.gamma, args.gae_lambda)
 
         # EnvPool spends the step after an episode's end on the reset: it ignores the action and gives no reward. Such

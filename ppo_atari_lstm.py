@@ -405,22 +405,21 @@ def main(args: Args) -> Agent:
         optimizer.param_groups[0]["lr"] = lr
         initial_state = lstm_state  # LSTM 5: training rebuilds the states from this one, with its newer weights
         # Roll out num_steps steps of every environment; next_obs and next_done carry over to the next iteration.
-        for step in range(args.num_steps):
-            obs[step], dones[step] = next_obs, next_done
-            with torch.no_grad():
-                output = agent.get_action_and_value(next_obs, lstm_state, torch.as_tensor(next_done, device=device))
-            actions[step], logprobs[step], _, values[step], lstm_state = output
-            next_obs, reward, terminated, truncated, infos = envs.step(actions[step].cpu().numpy())
-            rewards[step], next_done = reward, np.float32(terminated | truncated)
-            next_obs = torch.as_tensor(next_obs, device=device)
-
-            run.global_step += args.num_envs
-            for info in (infos, infos.get("final_info", {})):  # a game can also end during a reset
-                for i in np.flatnonzero(info.get("_episode", False)):
-                    run.log_episode(info["episode"]["r"][i], info["episode"]["l"][i])
-
-        b_rewards, b_dones, ended = (torch.as_tensor(x, device=device) for x in (rewards, dones, next_done))
         with torch.no_grad():
+            for step in range(args.num_steps):
+                obs[step], dones[step] = next_obs, next_done
+                output = agent.get_action_and_value(next_obs, lstm_state, torch.as_tensor(next_done, device=device))
+                actions[step], logprobs[step], _, values[step], lstm_state = output
+                next_obs, reward, terminated, truncated, infos = envs.step(actions[step].cpu().numpy())
+                rewards[step], next_done = reward, np.float32(terminated | truncated)
+                next_obs = torch.as_tensor(next_obs, device=device)
+
+                run.global_step += args.num_envs
+                for info in (infos, infos.get("final_info", {})):  # a game can also end during a reset
+                    for i in np.flatnonzero(info.get("_episode", False)):
+                        run.log_episode(info["episode"]["r"][i], info["episode"]["l"][i])
+
+            b_rewards, b_dones, ended = (torch.as_tensor(x, device=device) for x in (rewards, dones, next_done))
             next_value = agent.get_value(next_obs, lstm_state, ended)
         advantages, returns = compute_gae(b_rewards, values, b_dones, next_value, ended, args.gamma, args.gae_lambda)
         batch = Batch(obs, actions, logprobs, values, advantages, returns, b_dones, initial_state[None])

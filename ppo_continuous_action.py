@@ -146,15 +146,14 @@ class Agent(nn.Module):
         super().__init__()
         obs_size, action_size = envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
 
-        def body() -> nn.Module:
-            layers = layer_init(nn.Linear(obs_size, 64)), nn.Tanh(), layer_init(nn.Linear(64, 64)), nn.Tanh()
-            return nn.Sequential(*layers)
+        def body() -> tuple[nn.Module, ...]:
+            return layer_init(nn.Linear(obs_size, 64)), nn.Tanh(), layer_init(nn.Linear(64, 64)), nn.Tanh()
 
         actor_body = body()  # Continuous 4: policy and value share no weights
         critic_body = actor_body if shared_network else body()  # Core 13: two bodies, or one for both
         # The small gain of the policy head makes the first actions centre on 0.
-        self.actor_mean = nn.Sequential(actor_body, layer_init(nn.Linear(64, action_size), std=0.01))
-        self.critic = nn.Sequential(critic_body, layer_init(nn.Linear(64, 1), std=1.0))
+        self.actor_mean = nn.Sequential(*actor_body, layer_init(nn.Linear(64, action_size), std=0.01))
+        self.critic = nn.Sequential(*critic_body, layer_init(nn.Linear(64, 1), std=1.0))
         self.actor_logstd = nn.Parameter(torch.zeros(action_size))  # Continuous 2: the same in all states, initially 0
 
     def get_value(self, x: Tensor) -> Tensor:
@@ -400,30 +399,29 @@ def main(args: Args) -> Agent:
         clip_coef = args.clip_coef * (remaining if args.anneal_clip_coef else 1)  # Aux 1: the same for the clip range
         optimizer.param_groups[0]["lr"] = lr
         # Roll out num_steps steps of every environment; next_obs and next_done carry over to the next iteration.
-        for step in range(args.num_steps):
-            obs[step], dones[step] = next_obs, next_done
-            with torch.no_grad():
+        with torch.no_grad():
+            for step in range(args.num_steps):
+                obs[step], dones[step] = next_obs, next_done
                 actions[step] = agent.get_action(to_tensor(obs[step])).cpu().numpy()
-            # Continuous 5: the environment gets the clipped action, the learner keeps the one that was sampled
-            action = actions[step].clip(envs.single_action_space.low, envs.single_action_space.high)
-            next_obs, reward, terminated, truncated, infos = envs.step(action)
-            rewards[step] = normalizer.scale(reward, next_done := terminated | truncated)
-            if args.bootstrap_truncated and (cut := truncated & ~terminated).any():
-                # The episode was cut, not over: what would have followed is worth V(final observation).
-                final_obs = to_tensor(normalizer.normalize(np.stack(infos["final_obs"][cut])), dtype=torch.float32)
-                with torch.no_grad():
+                # Continuous 5: the environment gets the clipped action, the learner keeps the one that was sampled
+                action = actions[step].clip(envs.single_action_space.low, envs.single_action_space.high)
+                next_obs, reward, terminated, truncated, infos = envs.step(action)
+                rewards[step] = normalizer.scale(reward, next_done := terminated | truncated)
+                if args.bootstrap_truncated and (cut := truncated & ~terminated).any():
+                    # The episode was cut, not over: what would have followed is worth V(final observation).
+                    final_obs = to_tensor(normalizer.normalize(np.stack(infos["final_obs"][cut])), dtype=torch.float32)
                     rewards[step, cut] += args.gamma * agent.get_value(final_obs).cpu().numpy()
-            next_obs = normalizer.observe(next_obs)
+                next_obs = normalizer.observe(next_obs)
 
-            run.global_step += args.num_envs
-            episode_returns += reward
-            episode_lengths += 1
-            for i in np.flatnonzero(next_done):
-                run.log_episode(episode_returns[i], episode_lengths[i])
-                episode_returns[i] = episode_lengths[i] = 0
+                run.global_step += args.num_envs
+                episode_returns += reward
+                episode_lengths += 1
+                for i in np.flatnonzero(next_done):
+                    run.log_episode(episode_returns[i], episode_lengths[i])
+                    episode_returns[i] = episode_lengths[i] = 0
 
-        b_obs, b_actions, b_rewards, b_dones, ended = map(to_tensor, (obs, actions, rewards, dones, next_done))
-        with torch.no_grad():  # the whole rollout in one batch, which is faster than step by step
+            b_obs, b_actions, b_rewards, b_dones, ended = map(to_tensor, (obs, actions, rewards, dones, next_done))
+            # All log-probabilities and values in one batch, which is faster than step by step
             _, logprobs, _, values = agent.get_action_and_value(b_obs, b_actions)
             next_value = agent.get_value(to_tensor(next_obs, dtype=torch.float32))
         advantages, returns = compute_gae(b_rewards, values, b_dones, next_value, ended, args.gamma, args.gae_lambda)

@@ -403,25 +403,25 @@ def main(args: Args) -> Agent:
         clip_coef = args.clip_coef * (remaining if args.anneal_clip_coef else 1)  # Aux 1: the same for the clip range
         optimizer.param_groups[0]["lr"] = lr
         # Roll out num_steps steps of every environment; next_obs and next_done carry over to the next iteration.
-        for step in range(args.num_steps):
-            obs[step], dones[step], masks[step] = next_obs, next_done, next_mask
-            with torch.no_grad():
-                actions[step], logprobs[step], _, values[step] = agent.get_action_and_value(next_obs, None, next_mask)
-            next_obs, reward, terminated, truncated, infos = envs.step(action_space.start + actions[step].cpu().numpy())
-            done = terminated | truncated
-            rewards[step] = torch.as_tensor(reward, dtype=torch.float32)
-            next_obs = torch.as_tensor(next_obs, dtype=torch.float32, device=device)
-            next_done = torch.as_tensor(done, dtype=torch.float32, device=device)
-            next_mask = torch.as_tensor(valid_actions(args, infos, done, nvec), device=device)
-
-            run.global_step += args.num_envs
-            episode_returns += reward
-            episode_lengths += 1
-            for i in np.flatnonzero(done):
-                run.log_episode(episode_returns[i], episode_lengths[i])
-                episode_returns[i], episode_lengths[i] = 0, -1  # the reset counts as a step, but not of an episode
-
         with torch.no_grad():
+            for step in range(args.num_steps):
+                obs[step], dones[step], masks[step] = next_obs, next_done, next_mask
+                actions[step], logprobs[step], _, values[step] = agent.get_action_and_value(next_obs, None, next_mask)
+                action = action_space.start + actions[step].cpu().numpy()
+                next_obs, reward, terminated, truncated, infos = envs.step(action)
+                done = terminated | truncated
+                rewards[step] = torch.as_tensor(reward, dtype=torch.float32)
+                next_obs = torch.as_tensor(next_obs, dtype=torch.float32, device=device)
+                next_done = torch.as_tensor(done, dtype=torch.float32, device=device)
+                next_mask = torch.as_tensor(valid_actions(args, infos, done, nvec), device=device)
+
+                run.global_step += args.num_envs
+                episode_returns += reward
+                episode_lengths += 1
+                for i in np.flatnonzero(done):
+                    run.log_episode(episode_returns[i], episode_lengths[i])
+                    episode_returns[i], episode_lengths[i] = 0, -1  # the reset counts as a step, but not of an episode
+
             next_value = agent.get_value(next_obs)
         advantages, returns = compute_gae(rewards, values, dones, next_value, next_done, args.gamma, args.gae_lambda)
         # The step after an episode's end is spent on the reset: it ignores the action and gives no reward. Such a row,

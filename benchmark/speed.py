@@ -2,8 +2,9 @@
 
     python benchmark/speed.py
 
-Every measurement is a process of its own, and the rivals take turns (A B C A B C), so that a machine that gets slower
-meanwhile is slow for all. Steady state leaves out start-up, the first updates and compiling. Writes docs/speed.json and
+Each rival is a process of its own. They take turns, a few updates each, while the others wait (A B C A B C), so that a
+machine that gets slower meanwhile is slow for all; a ratio is that of a turn to the turn of stable-baselines3 in the
+same round. The first turns, with start-up and compiling, count for the whole process only. Writes docs/speed.json and
 the table in docs/speed.md; stable-baselines3 is in requirements-dev.txt.
 """
 
@@ -18,8 +19,9 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,28 +30,49 @@ from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- written by benchmark/speed.py -->", "<!-- end of the table -->"
+WARM_UP = 2  # turns that do not count as steady state
 
-# job: script, environment for stable-baselines3, steps to time, updates that do not count, rivals
+# job: environment, turns, updates in each turn, peers (the first has ratio 1), scripts (also timed with --compile)
 JOBS = {
-    "CartPole": ("ppo", "CartPole-v1", 40_960, 20, ("sb3", "default", "compile")),
-    "Hopper": ("ppo_continuous_action", "Hopper-v5", 10_240, 1, ("sb3", "default", "compile")),
-    "Breakout": ("ppo_atari", "BreakoutNoFrameskip-v4", 5_120, 1, ("sb3", "default", "compile")),
-    "Breakout, EnvPool": ("ppo_atari_envpool", "BreakoutNoFrameskip-v4", 6_144, 2, ("default", "compile")),
+    "CartPole": ("CartPole-v1", 16, 10, ["sb3", "sb3, one thread"], ["ppo.py"]),
+    "Hopper": ("Hopper-v5", 10, 1, ["sb3", "sb3, one thread"], ["ppo_continuous_action.py"]),
+    "Breakout": ("BreakoutNoFrameskip-v4", 9, 1, ["sb3"], ["ppo_atari.py", "ppo_atari_envpool.py"]),
 }
 SHARES = ("environment", "policy", "GAE", "update", "rest")
 
 
 @dataclass
 class Args:
-    jobs: tuple[str, ...] = tuple(JOBS)  # what to time
-    rounds: int = 2  # turns of each rival
-    worker: str = ""  # used by the program itself: the rival that this process times
+    jobs: tuple[Literal["CartPole", "Hopper", "Breakout"], ...] = tuple(JOBS)  # what to time
+    worker: str = ""  # used by the program itself: the rival that this process is
 
 
-def arguments(job: str) -> dict:
-    """Return the arguments of our script for this job, beyond its defaults."""
-    script, env_id, steps, _, _ = JOBS[job]
-    return {"total_timesteps": steps} | ({"env_id": env_id} if script == "ppo_continuous_action" else {})
+class Turns:
+    """In a worker: hands over to the next rival after every few updates, and keeps the clock without the waiting."""
+
+    def __init__(self, updates: int):
+        self.updates, self.count, self.waited = updates, 0, 0.0
+
+    def clock(self) -> float:
+        return time.perf_counter() - self.waited
+
+    def end_update(self) -> None:
+        self.count += 1
+        if self.count % self.updates == 0:
+            begin = time.perf_counter()
+            print("turn", flush=True)
+            input()
+            self.waited += time.perf_counter() - begin
+
+
+def load(job: str, script: str):
+    """Return the module of a script and its arguments for this job."""
+    env_id, turns, updates, _, _ = JOBS[job]
+    sys.path.insert(0, str(ROOT))
+    module = importlib.import_module(script.removesuffix(".py"))
+    args = module.Args(**({"env_id": env_id} if job == "Hopper" else {}))
+    args.total_timesteps = turns * updates * args.num_envs * args.num_steps
+    return module, args
 
 
 def timed(seconds: dict[str, float], name: str, function):
@@ -65,12 +88,12 @@ def timed(seconds: dict[str, float], name: str, function):
     return wrapper
 
 
-def time_ours(job: str, compiled: bool) -> dict:
-    """Train with our script in this process; return steady steps per second and the shares of the time."""
-    script, _, _, warm_up, _ = JOBS[job]
-    sys.path.insert(0, str(ROOT))
-    module = importlib.import_module(script)
-    seconds, marks = defaultdict(float), []  # marks: (seconds, steps, seconds in each part) at the end of each update
+def time_ours(job: str, rival: str) -> dict:
+    """Train with our script in this process; return the shares of the time in steady state, and the floor."""
+    script, *flags = rival.split()
+    module, args = load(job, script)
+    args.compile = bool(flags)
+    turns, seconds, marks = Turns(JOBS[job][2]), defaultdict(float), []  # marks: the clock and a copy of `seconds`
     make_envs, end_update, agent = module.make_envs, module.Run.end_update, module.Agent
 
     def make(*args):
@@ -80,12 +103,13 @@ def time_ours(job: str, compiled: bool) -> dict:
 
     def end(run, *args):
         end_update(run, *args)
-        marks.append((time.perf_counter() - run.compiled, run.global_step, dict(seconds)))
+        turns.end_update()
+        marks.append((turns.clock(), dict(seconds)))
 
     module.make_envs, module.Run.end_update = make, end
     module.compute_gae = timed(seconds, "GAE", module.compute_gae)
     module.optim.Adam.step = timed(seconds, "update", module.optim.Adam.step)
-    if compiled:
+    if args.compile:
         torch_compile = torch.compile
         torch.compile = lambda function, **options: timed(seconds, "update", torch_compile(function, **options))
     else:
@@ -96,16 +120,15 @@ def time_ours(job: str, compiled: bool) -> dict:
             rollout = timed(seconds, "policy", plain)
             choose = lambda *args, plain=plain, rollout=rollout: (plain if torch.is_grad_enabled() else rollout)(*args)  # noqa: E731
             setattr(agent, name, choose)
-    module.main(module.Args(**arguments(job), compile=compiled))
-    (begin, first, before), (finish, last, after) = marks[warm_up - 1], marks[-1]
+    module.main(args)
+    (begin, before), (finish, after) = marks[WARM_UP * turns.updates - 1], marks[-1]
     shares = {name: (after[name] - before.get(name, 0)) / (finish - begin) for name in after}
     shares["rest"] = 1 - sum(shares.values())
-    return {"sps": (last - first) / (finish - begin), "shares": shares, "floor": floor(module, job)}
+    return {"steps": args.total_timesteps // JOBS[job][1], "shares": shares, "floor": floor(module, args)}
 
 
-def floor(module, job: str) -> float:
+def floor(module, args) -> float:
     """Return the steps per second if only the environment and the network's multiplications took time."""
-    args = module.Args(**arguments(job))
     seeds = list(range(args.num_envs))
     envs = module.make_envs(args, seeds if "envpool" in module.__name__ else Path())
     envs.reset()
@@ -132,29 +155,30 @@ def floor(module, job: str) -> float:
     return 1 / (per_step + flops / rate)
 
 
-def time_sb3(job: str) -> dict:
+def time_sb3(job: str, rival: str) -> dict:
     """Train with stable-baselines3 in this process, with the hyperparameters of our script."""
     from stable_baselines3 import PPO
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_atari_env, make_vec_env
     from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
-    script, env_id, steps, warm_up, _ = JOBS[job]
-    sys.path.insert(0, str(ROOT))
-    args = importlib.import_module(script).Args(**arguments(job))
+    env_id, _, updates, _, (script, *_) = JOBS[job]
+    args, turns = load(job, script)[1], Turns(updates)
+    if rival.endswith("one thread"):
+        torch.set_num_threads(1)
     if "atari" in script:
         policy, envs = "CnnPolicy", VecFrameStack(make_atari_env(env_id, args.num_envs, seed=1), 4)
     else:
         policy, envs = "MlpPolicy", make_vec_env(env_id, args.num_envs, seed=1)
-        envs = VecNormalize(envs, gamma=args.gamma) if script == "ppo_continuous_action" else envs
-    marks = []
+        envs = VecNormalize(envs, gamma=args.gamma) if job == "Hopper" else envs
 
-    class Clock(BaseCallback):
+    class TakeTurns(BaseCallback):
         def _on_step(self) -> bool:
             return True
 
-        def _on_rollout_start(self) -> None:
-            marks.append((time.perf_counter(), self.num_timesteps))
+        def _on_rollout_start(self) -> None:  # all but the first one follow an update
+            if self.num_timesteps:
+                turns.end_update()
 
     size = args.num_envs * args.num_steps
     model = PPO(
@@ -173,45 +197,57 @@ def time_sb3(job: str) -> dict:
         max_grad_norm=args.max_grad_norm,
         device="cpu",
     )
-    model.learn(steps // size * size, callback=Clock())
-    marks.append((time.perf_counter(), model.num_timesteps))
-    (begin, first), (finish, last) = marks[warm_up], marks[-1]
-    return {"sps": (last - first) / (finish - begin), "shares": {}}
+    model.learn(args.total_timesteps, callback=TakeTurns())
+    turns.end_update()
+    return {"steps": updates * size}
 
 
-def measure(job: str, rival: str) -> dict:
-    """Run one measurement in a process of its own, in an empty folder."""
+def measure(job: str) -> list[dict]:
+    """Let the rivals of a job train in turns; return for each the seconds of its turns and what it says of itself."""
+    _, turns, _, peers, scripts = JOBS[job]
+    rivals = peers + [script + flag for script in scripts for flag in ("", " --compile")]
+    processes, seconds = {}, {rival: [] for rival in rivals}
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(Path(__file__).resolve()), "--jobs", job, "--worker", rival]
-        begin = time.perf_counter()
-        process = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    if process.returncode:
-        sys.exit(f"error: {job}, {rival}: {process.stderr.strip().splitlines()[-1]}")
-    result = json.loads(process.stdout.splitlines()[-1])
-    return {"job": job, "rival": rival, "process_seconds": time.perf_counter() - begin} | result
+        for number in range(turns):
+            for rival in rivals:
+                begin = time.perf_counter()
+                if number == 0:
+                    command = [sys.executable, str(Path(__file__).resolve()), "--jobs", job, "--worker", rival]
+                    with open(Path(folder, f"{rival}.log"), "w", encoding="utf-8") as log:
+                        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
+                        processes[rival] = subprocess.Popen(command, cwd=folder, text=True, **pipes)
+                else:
+                    print(file=processes[rival].stdin, flush=True)
+                if "turn\n" not in iter(processes[rival].stdout.readline, ""):  # reads until it comes, or to the end
+                    log = Path(folder, f"{rival}.log").read_text(encoding="utf-8")
+                    sys.exit(f"error: {job}, {rival} ended early: {log}")
+                seconds[rival].append(time.perf_counter() - begin)
+            latest = ", ".join(f"{rival} {seconds[rival][-1]:.1f}" for rival in rivals)
+            print(f"{job}, turn {number + 1} of {turns}, seconds: {latest}", file=sys.stderr)
+        results = []
+        for rival, process in processes.items():
+            output, _ = process.communicate("\n")
+            own = json.loads(output.splitlines()[-1])
+            results.append({"job": job, "rival": rival, "seconds": seconds[rival]} | own)
+    return results
 
 
 def table(results: list[dict]) -> str:
-    """Return the medians as a table in Markdown; a ratio is the median of those within each round."""
+    """Return the results as a table in Markdown: medians over the turns, and the middle half of the ratios."""
     lines = [
-        "| job | rival | steps/s, steady | ratio | whole process, s | " + " | ".join(SHARES) + " | peak MB | floor |",
+        f"| job | rival | steps/s | ratio (middle half) | whole, s | {' | '.join(SHARES)} | peak MB | floor |",
         "|---|---|---|---|---|" + "---|" * (len(SHARES) + 2),
     ]
-    median = lambda rows, key: statistics.median(row[key] for row in rows)  # noqa: E731
-    for job in dict.fromkeys(row["job"] for row in results):
-        # Both Breakout jobs are held against stable-baselines3's only Atari.
-        base = [r for r in results if r["rival"] == "sb3" and r["job"] == job.removesuffix(", EnvPool")]
-        for rival in dict.fromkeys(row["rival"] for row in results if row["job"] == job):
-            rows = [row for row in results if (row["job"], row["rival"]) == (job, rival)]
-            ratios = [row["sps"] / other["sps"] for row in rows for other in base if row["round"] == other["round"]]
-            ratio = f"{statistics.median(ratios):.2f}" if base else ""
-            cells = [job, rival, f"{median(rows, 'sps'):,.0f}", ratio, f"{median(rows, 'process_seconds'):.0f}"]
-            for name in SHARES:
-                share = statistics.median(row["shares"].get(name, 0) for row in rows)
-                cells.append(f"{100 * share:.0f} %" if rows[0]["shares"] else "")
-            cells.append(f"{median(rows, 'peak_mb'):,.0f}")
-            cells.append(f"{median(rows, 'floor'):,.0f}" if "floor" in rows[0] else "")
-            lines.append(f"| {' | '.join(cells)} |")
+    for row in results:
+        base = next(other for other in results if other["job"] == row["job"])
+        ratios = [b / a for a, b in zip(row["seconds"][WARM_UP:], base["seconds"][WARM_UP:], strict=True)]
+        low, ratio, high = statistics.quantiles(ratios, n=4)
+        speed = row["steps"] / statistics.median(row["seconds"][WARM_UP:])
+        spread = "1" if row is base else f"{ratio:.2f} ({low:.2f} to {high:.2f})"
+        cells = [row["job"], row["rival"], f"{speed:,.0f}", spread, f"{sum(row['seconds']):.0f}"]
+        cells += [f"{100 * row['shares'].get(name, 0):.0f} %" if "shares" in row else "" for name in SHARES]
+        cells += [f"{row['peak_mb']:,.0f}", f"{row['floor']:,.0f}" if "floor" in row else ""]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -229,19 +265,14 @@ def machine() -> str:
 def main(args: Args) -> None:
     if args.worker:
         (job,) = args.jobs
-        result = time_sb3(job) if args.worker == "sb3" else time_ours(job, args.worker == "compile")
+        result = (time_sb3 if args.worker.startswith("sb3") else time_ours)(job, args.worker)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
         print(json.dumps(result | {"peak_mb": peak}))
         return
-    results = []
-    for number in range(args.rounds):
-        for job in args.jobs:
-            for rival in JOBS[job][4]:
-                results.append({"round": number} | measure(job, rival))
-                print(f"{job}, {rival}: {results[-1]['sps']:,.0f} steps/s", file=sys.stderr)
+    results = [result for job in args.jobs for result in measure(job)]
     text = table(results)
     print(text)
-    report = {"machine": machine(), "arguments": asdict(args), "results": results}
+    report = {"machine": machine(), "warm_up": WARM_UP, "results": results}
     (ROOT / "docs" / "speed.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     page = ROOT / "docs" / "speed.md"
     before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)

@@ -36,12 +36,8 @@ def test_compiled_training_ends_with_the_same_weights(script, backend, monkeypat
         torch.testing.assert_close(compiled[name], weights, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("script", ["ppo_atari_envpool", "ppo_multidiscrete"])
-def test_later_updates_use_the_graphs_of_the_first_ones(script, monkeypatch):
-    """Reset rows give each update minibatches of another size."""
-    sizes = {"num_envs": 4, "num_steps": 32, "update_epochs": 1, "num_minibatches": 2, "total_timesteps": 8 * 128}
-    if script == "ppo_multidiscrete":
-        sizes["action_mask"] = False  # the episodes are short
+def count_graphs(script: str, monkeypatch, backend: str, **changes) -> list[int]:
+    """Train with --compile; return the number of graphs there are after each update."""
     module, graphs = importlib.import_module(script), []
     end_update = module.Run.end_update
 
@@ -50,7 +46,26 @@ def test_later_updates_use_the_graphs_of_the_first_ones(script, monkeypatch):
         end_update(*args)
 
     monkeypatch.setattr(module.Run, "end_update", counting)
-    train(script, monkeypatch, "aot_eager", compile=True, **sizes)
+    train(script, monkeypatch, backend, compile=True, **changes)
+    return graphs
+
+
+@pytest.mark.parametrize("script", ["ppo_atari_envpool", "ppo_multidiscrete"])
+def test_later_updates_use_the_graphs_of_the_first_ones(script, monkeypatch):
+    """Reset rows give each update minibatches of another size."""
+    sizes = {"num_envs": 4, "num_steps": 32, "update_epochs": 1, "num_minibatches": 2, "total_timesteps": 8 * 128}
+    if script == "ppo_multidiscrete":
+        sizes["action_mask"] = False  # the episodes are short
+    graphs = count_graphs(script, monkeypatch, "aot_eager", **sizes)
+    assert len(graphs) == 8
+    assert 1 <= graphs[-1] <= 3
+    assert graphs[3:] == [graphs[3]] * 5
+
+
+def test_annealed_clip_coef_does_not_need_a_graph_for_each_of_its_values(monkeypatch):
+    """Inductor makes a changing number an input of the graph; "aot_eager" would not."""
+    sizes = {"num_envs": 2, "num_steps": 16, "update_epochs": 1, "num_minibatches": 2, "total_timesteps": 8 * 32}
+    graphs = count_graphs("ppo", monkeypatch, "inductor", anneal_clip_coef=True, **sizes)
     assert len(graphs) == 8
     assert 1 <= graphs[-1] <= 3
     assert graphs[3:] == [graphs[3]] * 5
