@@ -378,10 +378,8 @@ def main(args: Args) -> Agent:
                 for i in np.flatnonzero(next_done):
                     run.log_episode(episode_returns[i], episode_lengths[i])
                     episode_returns[i] = episode_lengths[i] = 0
-
             b_obs, b_actions, b_rewards, b_dones, ended = map(to_tensor, (obs, actions, rewards, dones, next_done))
-            # All log-probabilities and values in one batch, which is faster than step by step
-            _, logprobs, _, values = agent.get_action_and_value(b_obs, b_actions)
+            _, logprobs, _, values = agent.get_action_and_value(b_obs, b_actions)  # at once: faster than step by step
             next_value = agent.get_value(to_tensor(next_obs, dtype=torch.float32))
         advantages, returns = compute_gae(b_rewards, values, b_dones, next_value, ended, args.gamma, args.gae_lambda)
         batch = Batch(*(x.flatten(0, 1) for x in (b_obs, b_actions, logprobs, values, advantages, returns)))

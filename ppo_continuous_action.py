@@ -27,7 +27,6 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
-from gymnasium.wrappers.utils import RunningMeanStd
 from torch import Tensor, nn, optim
 from torch.distributions import Normal
 from torch.utils.tensorboard import SummaryWriter
@@ -101,35 +100,40 @@ class VecNormalize:
     """Normalise observations and scale rewards by float64 statistics of all environments (vec_normalize.py#L4)."""
 
     def __init__(self, envs: gym.vector.VectorEnv, gamma: float):
-        self.obs_rms = RunningMeanStd(shape=envs.single_observation_space.shape)
-        self.return_rms = RunningMeanStd()
+        self.moments = {"obs": (0.0, 1.0, 1e-4), "return": (0.0, 1.0, 1e-4)}  # mean, variance and number of rows
         self.gamma, self.discounted_returns = gamma, np.zeros(envs.num_envs)
+
+    def count(self, name: str, x: np.ndarray) -> None:
+        """Merge the rows of `x` into the moments of those before (Chan et al. 1979)."""
+        mean, var, size = self.moments[name]
+        delta, total = x.sum(axis=0) / len(x) - mean, size + len(x)
+        squares = var * size + ((x - mean - delta) ** 2).sum(axis=0) + delta**2 * (size * len(x) / total)
+        self.moments[name] = mean + delta * (len(x) / total), squares / total, total
 
     def normalize(self, obs: np.ndarray) -> np.ndarray:
         """Normalise `obs`, (rows, obs_size), by the statistics so far."""
-        obs = (obs - self.obs_rms.mean) / np.sqrt(self.obs_rms.var + 1e-8)  # Continuous 6: observations normalised
-        return np.clip(obs, -10, 10)  # Continuous 7: and clipped
+        mean, var, _ = self.moments["obs"]
+        obs = (obs - mean) / np.sqrt(var + 1e-8)  # Continuous 6: observations normalised
+        return obs.clip(-10, 10)  # Continuous 7: and clipped
 
     def observe(self, obs: np.ndarray) -> np.ndarray:
         """Count the observations of one step, (num_envs, obs_size), and return them normalised."""
-        self.obs_rms.update(obs.astype(np.float64))
+        self.count("obs", obs.astype(np.float64))
         return self.normalize(obs)
 
     def scale(self, reward: np.ndarray, done: np.ndarray) -> np.ndarray:
         """Return the scaled rewards of one step, (num_envs,); an episode that is done starts its return anew."""
         self.discounted_returns = self.discounted_returns * self.gamma + reward
-        self.return_rms.update(self.discounted_returns)
-        reward = reward / np.sqrt(self.return_rms.var + 1e-8)  # Continuous 8: divided by the return's deviation
+        self.count("return", self.discounted_returns)
         self.discounted_returns[done] = 0
-        return np.clip(reward, -10, 10)  # Continuous 9: and clipped
+        reward = reward / np.sqrt(self.moments["return"][1] + 1e-8)  # Continuous 8: divided by the return's deviation
+        return reward.clip(-10, 10)  # Continuous 9: and clipped
 
     def state_dict(self) -> dict[str, list]:
-        moments = {"obs": self.obs_rms, "return": self.return_rms}
-        return {name: [np.asarray(x).tolist() for x in (m.mean, m.var, m.count)] for name, m in moments.items()}
+        return {name: [np.asarray(x).tolist() for x in moments] for name, moments in self.moments.items()}
 
     def load_state_dict(self, state: dict[str, list]) -> None:
-        for moments, name in ((self.obs_rms, "obs"), (self.return_rms, "return")):
-            moments.mean, moments.var, moments.count = (np.array(x) for x in state[name])
+        self.moments = {name: tuple(np.array(x) for x in moments) for name, moments in state.items()}
 
 
 def layer_init(layer: nn.Module, std: float = 2**0.5, bias: float = 0.0) -> nn.Module:
@@ -419,10 +423,8 @@ def main(args: Args) -> Agent:
                 for i in np.flatnonzero(next_done):
                     run.log_episode(episode_returns[i], episode_lengths[i])
                     episode_returns[i] = episode_lengths[i] = 0
-
             b_obs, b_actions, b_rewards, b_dones, ended = map(to_tensor, (obs, actions, rewards, dones, next_done))
-            # All log-probabilities and values in one batch, which is faster than step by step
-            _, logprobs, _, values = agent.get_action_and_value(b_obs, b_actions)
+            _, logprobs, _, values = agent.get_action_and_value(b_obs, b_actions)  # at once: faster than step by step
             next_value = agent.get_value(to_tensor(next_obs, dtype=torch.float32))
         advantages, returns = compute_gae(b_rewards, values, b_dones, next_value, ended, args.gamma, args.gae_lambda)
         batch = Batch(*(x.flatten(0, 1) for x in (b_obs, b_actions, logprobs, values, advantages, returns)))

@@ -35,8 +35,8 @@ WARM_UP = 2  # turns that do not count as steady state
 # job: environment, turns, updates in each turn, peers (the first has ratio 1), scripts (also timed with --compile)
 JOBS = {
     "CartPole": ("CartPole-v1", 16, 10, ["sb3", "sb3, one thread"], ["ppo.py"]),
-    "Hopper": ("Hopper-v5", 10, 1, ["sb3", "sb3, one thread"], ["ppo_continuous_action.py"]),
-    "Breakout": ("BreakoutNoFrameskip-v4", 9, 1, ["sb3"], ["ppo_atari.py", "ppo_atari_envpool.py"]),
+    "Hopper": ("Hopper-v5", 9, 1, ["sb3", "sb3, one thread"], ["ppo_continuous_action.py"]),
+    "Breakout": ("BreakoutNoFrameskip-v4", 8, 1, ["sb3"], ["ppo_atari.py", "ppo_atari_envpool.py"]),
 }
 SHARES = ("environment", "policy", "GAE", "update", "rest")
 

@@ -62,17 +62,19 @@ def test_statistics_are_exact_in_float64(module, dtype):
         normalizer.observe(batch)
         rows = np.concatenate([rows, batch])
         mean, var = exact_moments(rows)
-        np.testing.assert_allclose(normalizer.obs_rms.mean, mean, rtol=1e-11)
-        np.testing.assert_allclose(normalizer.obs_rms.var, var, rtol=1e-9)
-        assert normalizer.obs_rms.count == pytest.approx(len(rows) + 1e-4, rel=1e-14)
-    assert normalizer.obs_rms.mean.dtype == normalizer.obs_rms.var.dtype == np.float64
+        running_mean, running_var, count = normalizer.moments["obs"]
+        np.testing.assert_allclose(running_mean, mean, rtol=1e-11)
+        np.testing.assert_allclose(running_var, var, rtol=1e-9)
+        assert count == pytest.approx(len(rows) + 1e-4, rel=1e-14)
+    assert running_mean.dtype == running_var.dtype == np.float64
 
 
 def test_the_first_row_is_weighed_against_the_prior(module):
     normalizer = make_normalizer(module, num_envs=1, obs_size=1)
     normalizer.observe(np.array([[3.0]]))
-    assert normalizer.obs_rms.mean[0] == pytest.approx(3 / 1.0001, rel=1e-12)
-    assert normalizer.obs_rms.var[0] == pytest.approx((1e-4 + 9 * 1e-4 / 1.0001) / 1.0001, rel=1e-12)
+    mean, var, _ = normalizer.moments["obs"]
+    assert mean[0] == pytest.approx(3 / 1.0001, rel=1e-12)
+    assert var[0] == pytest.approx((1e-4 + 9 * 1e-4 / 1.0001) / 1.0001, rel=1e-12)
 
 
 def test_observations_are_normalised_by_all_that_were_seen_including_themselves(module):
@@ -122,7 +124,7 @@ def test_rewards_are_scaled_by_the_deviation_of_the_discounted_return(module):
     # The next step shows that only the second environment has started anew since.
     _, var = exact_moments(np.append(returns.reshape(-1), [2.0, 0.0, 0.0]))
     np.testing.assert_allclose(normalizer.scale(np.array([0.0, 0.0, 0.0]), dones[0]), 0)
-    assert normalizer.return_rms.var == pytest.approx(var[0], rel=1e-9)
+    assert normalizer.moments["return"][1] == pytest.approx(var[0], rel=1e-9)
 
 
 def test_scaled_rewards_keep_their_sign_and_are_clipped_at_10(module):
