@@ -38,7 +38,7 @@ JOBS = {
     "Hopper": ("Hopper-v5", 9, 1, ["sb3", "sb3, one thread"], ["ppo_continuous_action.py"]),
     "Breakout": ("BreakoutNoFrameskip-v4", 8, 1, ["sb3"], ["ppo_atari.py", "ppo_atari_envpool.py"]),
 }
-SHARES = ("environment", "policy", "GAE", "update", "rest")
+SHARES = ("environment", "policy", "GAE", "update", "logging", "rest")
 
 
 @dataclass
@@ -94,7 +94,8 @@ def time_ours(job: str, rival: str) -> dict:
     module, args = load(job, script)
     args.compile = bool(flags)
     turns, seconds, marks = Turns(JOBS[job][2]), defaultdict(float), []  # marks: the clock and a copy of `seconds`
-    make_envs, end_update, agent = module.make_envs, module.Run.end_update, module.Agent
+    make_envs, agent = module.make_envs, module.Agent
+    end_update = timed(seconds, "logging", module.Run.end_update)
 
     def make(*args):
         envs = make_envs(*args)
@@ -107,6 +108,7 @@ def time_ours(job: str, rival: str) -> dict:
         marks.append((turns.clock(), dict(seconds)))
 
     module.make_envs, module.Run.end_update = make, end
+    module.Run.log_episode = timed(seconds, "logging", module.Run.log_episode)
     module.compute_gae = timed(seconds, "GAE", module.compute_gae)
     module.optim.Adam.step = timed(seconds, "update", module.optim.Adam.step)
     if args.compile:
