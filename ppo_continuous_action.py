@@ -71,6 +71,8 @@ def make_env(env_id: str, idx: int, capture_video: bool, run_dir: Path) -> gym.E
     """Make environment number `idx`; number 0 records videos if asked to."""
     if not (capture_video and idx == 0):
         return gym.make(env_id)
+    if sys.platform == "linux":
+        os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo then draws where there is no display, too
     env = gym.make(env_id, render_mode="rgb_array")
     return gym.wrappers.RecordVideo(env, str(run_dir / "videos"), disable_logger=True)
 
@@ -89,10 +91,8 @@ def make_envs(args: Args, run_dir: Path) -> gym.vector.VectorEnv:
     if not isinstance(obs_space, gym.spaces.Box) or len(obs_space.shape) != 1:
         remedy = "use ppo_atari.py for images, or gym.wrappers.FlattenObservation in make_env"
         fail(f"{args.env_id} observes {obs_space}, not a vector: {remedy}")
-    if isinstance(action_space, gym.spaces.Discrete):
-        fail(f"{args.env_id} has discrete actions: use ppo.py")
     if not isinstance(action_space, gym.spaces.Box) or len(action_space.shape) != 1:
-        fail(f"{args.env_id} has the actions {action_space}, no vector (MultiDiscrete: use ppo_multidiscrete.py)")
+        fail(f"{args.env_id} has the actions {action_space}, no vector (use ppo.py or ppo_multidiscrete.py)")
     return envs
 
 

@@ -385,7 +385,6 @@ def main(args: Args) -> Agent:
     optimizer = optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)  # Core 3: not 1e-8
     torch._dynamo.config.trace_autograd_ops = True  # the compiler shall see torch.autograd.grad
     compute = torch.compile(compute_gradient) if args.compile else compute_gradient
-    run = Run(args, run_dir, start, agent=agent, optimizer=optimizer)
     # The rollout of one iteration
     obs = torch.zeros((args.num_steps, args.num_envs, *envs.single_observation_space.shape), device=device)
     action_space, nvec = envs.single_action_space, envs.single_action_space.nvec
@@ -397,6 +396,7 @@ def main(args: Args) -> Agent:
     next_obs = torch.as_tensor(next_obs, dtype=torch.float32, device=device)  # (num_envs, obs_size)
     next_done = torch.zeros(args.num_envs, device=device)
     next_mask = torch.as_tensor(valid_actions(args, infos, np.zeros(args.num_envs, dtype=bool), nvec), device=device)
+    run = Run(args, run_dir, start, agent=agent, optimizer=optimizer)
     for iteration in range(start["iteration"], num_iterations):
         remaining = 1 - iteration / num_iterations  # 1 in the first iteration
         lr = args.learning_rate * (remaining if args.anneal_lr else 1)  # Core 4: linear, from the full rate to 0

@@ -42,7 +42,10 @@ KINDS = ({"ppo"}, {"ppo_continuous_action"}, SEVERAL, FRAMES, LSTM)
 # in all scripts that have it.
 DIFFERENCES = {
     "main": Difference("the loop is where the settings differ", EACH),
-    "make_env": Difference("Atari frames go through wrappers; an LSTM sees one", (VECTORS, {"ppo_atari"}, LSTM)),
+    "make_env": Difference(
+        "MuJoCo is told how to draw; Atari frames go through wrappers; an LSTM sees one",
+        ({"ppo"} | SEVERAL, {"ppo_continuous_action"}, {"ppo_atari"}, LSTM),
+    ),
     "make_envs": Difference(
         "each setting takes other spaces, and EnvPool makes all environments at once",
         EACH,

@@ -747,6 +747,7 @@ def test_a_bad_mask_is_one_line(env, words, when, capsys):
     with registered(env, nvec=[2, 3, 4], start=[0, 0, 0], when=when):
         assert_turned_down("--env-id Own-v0", ["Own-v0", "mask", *words], capsys)
         assert all(len(book.steps) == when for book in Book.made)
+    assert Path("runs").exists() == (when > 0)  # a mask that is bad from the start leaves nothing behind
 
 
 def test_a_bad_mask_does_not_matter_without_masking():

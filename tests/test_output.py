@@ -12,6 +12,7 @@ import subprocess
 import sys
 import termios
 import time
+from ctypes.util import find_library
 from fcntl import ioctl
 from pathlib import Path
 from typing import ClassVar
@@ -272,6 +273,11 @@ def test_run_folder_is_named_after_the_run_and_holds_its_arguments(finished):
         ("ppo_atari", "BreakoutNoFrameskip-v4"),
         ("ppo_atari_envpool", "Breakout-v5"),
         ("ppo_continuous_action", "Pendulum-v1"),
+        pytest.param(
+            "ppo_continuous_action",
+            "Hopper-v5",
+            marks=pytest.mark.skipif(not find_library("EGL"), reason="MuJoCo draws with EGL where there is no display"),
+        ),
     ],
 )
 def test_capture_video_films_an_environment(script, env_id):
