@@ -21,7 +21,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 import numpy as np
 import torch
@@ -76,14 +76,15 @@ def load(job: str, script: str):
 
 
 def timed(seconds: dict[str, float], name: str, function):
-    """Return `function` as it is, but with its time added to `seconds[name]`."""
+    """Return `function` as it is, but with its time added to `seconds[name]`, less that of timed ones inside it."""
 
     def wrapper(*args, **kwargs):
-        begin = time.perf_counter()
+        begin, before = time.perf_counter(), sum(seconds.values())
         try:
             return function(*args, **kwargs)
         finally:
-            seconds[name] += time.perf_counter() - begin
+            inner = sum(seconds.values()) - before
+            seconds[name] += time.perf_counter() - begin - inner
 
     return wrapper
 
@@ -208,8 +209,13 @@ def measure(job: str) -> list[dict]:
     """Let the rivals of a job train in turns; return for each the seconds of its turns and what it says of itself."""
     _, turns, _, peers, scripts = JOBS[job]
     rivals = peers + [script + flag for script in scripts for flag in ("", " --compile")]
-    processes, seconds = {}, {rival: [] for rival in rivals}
+    processes, seconds, results = {}, {rival: [] for rival in rivals}, []
     with tempfile.TemporaryDirectory() as folder:
+
+        def end(rival: str) -> NoReturn:
+            log = Path(folder, f"{rival}.log").read_text(encoding="utf-8").strip()
+            sys.exit(f"error: {job}, {rival} ended early: {log.splitlines()[-1] if log else 'it says nothing'}")
+
         for number in range(turns):
             for rival in rivals:
                 begin = time.perf_counter()
@@ -221,14 +227,14 @@ def measure(job: str) -> list[dict]:
                 else:
                     print(file=processes[rival].stdin, flush=True)
                 if "turn\n" not in iter(processes[rival].stdout.readline, ""):  # reads until it comes, or to the end
-                    log = Path(folder, f"{rival}.log").read_text(encoding="utf-8")
-                    sys.exit(f"error: {job}, {rival} ended early: {log}")
+                    end(rival)
                 seconds[rival].append(time.perf_counter() - begin)
             latest = ", ".join(f"{rival} {seconds[rival][-1]:.1f}" for rival in rivals)
             print(f"{job}, turn {number + 1} of {turns}, seconds: {latest}", file=sys.stderr)
-        results = []
         for rival, process in processes.items():
             output, _ = process.communicate("\n")
+            if process.returncode:
+                end(rival)
             own = json.loads(output.splitlines()[-1])
             results.append({"job": job, "rival": rival, "seconds": seconds[rival]} | own)
     return results
