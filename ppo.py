@@ -7,7 +7,7 @@
 
     python ppo.py --env-id CartPole-v1
 
-CartPole-v1 reaches a mean return of 489 (five seeds; 500 is the most) in 500,000 steps, which take two minutes or so
+CartPole-v1 reaches a mean return of 489 (five seeds; 500 is the most) in 500,000 steps, which take one to two minutes
 on one CPU core. The algorithm is that of the official code (baselines ppo2).
 """
 

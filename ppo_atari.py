@@ -431,7 +431,7 @@ def main(args: Args) -> Agent:
                 mb = Batch(*(field[rows] for field in batch))
                 mb_stats = compute(agent, mb, clip_coef, args) | {"explained_variance": explained_variance}
                 optimizer.step()
-                optimizer.zero_grad()
+                optimizer.zero_grad()  # lets go of gradients whose memory a CUDA graph will reuse
                 stats.append({name: x.clone() for name, x in mb_stats.items()})  # a CUDA graph will reuse the memory
             kls = [mb_stats["approx_kl"] for mb_stats in stats[-args.num_minibatches :]]
             if args.target_kl and sum(kls) > args.target_kl * len(kls):  # Aux 3: this epoch moved the policy too far

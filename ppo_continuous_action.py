@@ -71,8 +71,8 @@ def make_env(env_id: str, idx: int, capture_video: bool, run_dir: Path) -> gym.E
     """Make environment number `idx`; number 0 records videos if asked to."""
     if not (capture_video and idx == 0):
         return gym.make(env_id)
-    if sys.platform == "linux":
-        os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo then draws where there is no display, too
+    if sys.platform == "linux" and "DISPLAY" not in os.environ:
+        os.environ.setdefault("MUJOCO_GL", "egl")  # how MuJoCo draws without a display
     env = gym.make(env_id, render_mode="rgb_array")
     return gym.wrappers.RecordVideo(env, str(run_dir / "videos"), disable_logger=True)
 
@@ -92,7 +92,7 @@ def make_envs(args: Args, run_dir: Path) -> gym.vector.VectorEnv:
         remedy = "use ppo_atari.py for images, or gym.wrappers.FlattenObservation in make_env"
         fail(f"{args.env_id} observes {obs_space}, not a vector: {remedy}")
     if not isinstance(action_space, gym.spaces.Box) or len(action_space.shape) != 1:
-        fail(f"{args.env_id} has the actions {action_space}, no vector (use ppo.py or ppo_multidiscrete.py)")
+        fail(f"{args.env_id} has actions {action_space}, no vector (Discrete: ppo.py, several: ppo_multidiscrete.py)")
     return envs
 
 
@@ -125,8 +125,8 @@ class VecNormalize:
         """Return the scaled rewards of one step, (num_envs,); an episode that is done starts its return anew."""
         self.discounted_returns = self.discounted_returns * self.gamma + reward
         self.count("return", self.discounted_returns)
-        self.discounted_returns[done] = 0
         reward = reward / np.sqrt(self.moments["return"][1] + 1e-8)  # Continuous 8: divided by the return's deviation
+        self.discounted_returns[done] = 0
         return reward.clip(-10, 10)  # Continuous 9: and clipped
 
     def state_dict(self) -> dict[str, list]:

@@ -396,7 +396,7 @@ def main(args: Args) -> Agent:
     next_obs = torch.as_tensor(next_obs, dtype=torch.float32, device=device)  # (num_envs, obs_size)
     next_done = torch.zeros(args.num_envs, device=device)
     next_mask = torch.as_tensor(valid_actions(args, infos, np.zeros(args.num_envs, dtype=bool), nvec), device=device)
-    run = Run(args, run_dir, start, agent=agent, optimizer=optimizer)
+    run = Run(args, run_dir, start, agent=agent, optimizer=optimizer)  # made so late that a bad mask leaves no folder
     for iteration in range(start["iteration"], num_iterations):
         remaining = 1 - iteration / num_iterations  # 1 in the first iteration
         lr = args.learning_rate * (remaining if args.anneal_lr else 1)  # Core 4: linear, from the full rate to 0

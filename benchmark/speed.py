@@ -3,9 +3,9 @@
     python benchmark/speed.py
 
 Each rival is a process of its own. They take turns, a few updates each, while the others wait (A B C A B C), so that a
-machine that gets slower meanwhile is slow for all; a ratio is that of a turn to the turn of stable-baselines3 in the
-same round. The first turns, with start-up and compiling, count for the whole process only. Writes docs/speed.json and
-the table in docs/speed.md; stable-baselines3 is in requirements-dev.txt.
+machine that gets slower meanwhile is slow for all; a ratio is the seconds of stable-baselines3 over those of the rival
+in the same round. The first turns, with start-up and compiling, count for the whole process only. Writes
+docs/speed.json and the table in docs/speed.md; stable-baselines3 is in requirements-dev.txt.
 """
 
 import importlib
@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- written by benchmark/speed.py -->", "<!-- end of the table -->"
 WARM_UP = 2  # turns that do not count as steady state
 
-# job: environment, turns, updates in each turn, peers (the first has ratio 1), scripts (also timed with --compile)
+# job: environment, turns, updates in each turn, peers (the first has ratio 1), scripts (without and with --compile)
 JOBS = {
     "CartPole": ("CartPole-v1", 16, 10, ["sb3", "sb3, one thread"], ["ppo.py"]),
     "Hopper": ("Hopper-v5", 9, 1, ["sb3", "sb3, one thread"], ["ppo_continuous_action.py"]),
@@ -127,25 +127,27 @@ def time_ours(job: str, rival: str) -> dict:
     (begin, before), (finish, after) = marks[WARM_UP * turns.updates - 1], marks[-1]
     shares = {name: (after[name] - before.get(name, 0)) / (finish - begin) for name in after}
     shares["rest"] = 1 - sum(shares.values())
-    return {"steps": args.total_timesteps // JOBS[job][1], "shares": shares, "floor": floor(module, args)}
+    steps = args.total_timesteps // JOBS[job][1]
+    in_environment = (after["environment"] - before["environment"]) / steps / (JOBS[job][1] - WARM_UP)
+    result = {"steps": steps, "shares": shares, "peak_mb": peak_mb()}
+    return result | {"floor": 1 / (in_environment + in_network(module, args))}
 
 
-def floor(module, args) -> float:
-    """Return the steps per second if only the environment and the network's multiplications took time."""
+def peak_mb() -> float:
+    """Return the most memory that this process has held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def in_network(module, args) -> float:
+    """Return the seconds per step that the network's multiplications take at the rate of a large matrix product."""
     seeds = list(range(args.num_envs))
     envs = module.make_envs(args, seeds if "envpool" in module.__name__ else Path())
-    envs.reset()
     actions = np.array([envs.single_action_space.sample() for _ in range(args.num_envs)])
-    steps = 100 if "atari" in module.__name__ else 1000
-    begin = time.perf_counter()
-    for _ in range(steps):
-        envs.step(actions)
-    per_step = (time.perf_counter() - begin) / steps / args.num_envs
     envs.close()
     agent, space = module.Agent(envs), envs.single_observation_space
     x = torch.zeros((args.num_envs, *space.shape), dtype=torch.uint8 if space.dtype == np.uint8 else torch.float32)
     with FlopCounterMode(display=False) as forward:
-        agent.get_action_and_value(x)
+        agent.get_action_and_value(x, torch.as_tensor(actions))
     # Once in the rollout; in every epoch again, forward and, at twice the cost, backward.
     flops = forward.get_total_flops() / args.num_envs * (1 + 3 * args.update_epochs)
     a = torch.randn(1024, 1024)
@@ -155,7 +157,7 @@ def floor(module, args) -> float:
     for _ in range(10):
         a @ a
     rate = 10 * 2 * 1024**3 / (time.perf_counter() - begin)
-    return 1 / (per_step + flops / rate)
+    return flops / rate
 
 
 def time_sb3(job: str, rival: str) -> dict:
@@ -202,7 +204,7 @@ def time_sb3(job: str, rival: str) -> dict:
     )
     model.learn(args.total_timesteps, callback=TakeTurns())
     turns.end_update()
-    return {"steps": updates * size}
+    return {"steps": updates * size, "peak_mb": peak_mb()}
 
 
 def measure(job: str) -> list[dict]:
@@ -213,8 +215,9 @@ def measure(job: str) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
 
         def end(rival: str) -> NoReturn:
-            log = Path(folder, f"{rival}.log").read_text(encoding="utf-8").strip()
-            sys.exit(f"error: {job}, {rival} ended early: {log.splitlines()[-1] if log else 'it says nothing'}")
+            log = Path(folder, f"{rival}.log").read_text(encoding="utf-8")
+            lines = [line for line in log.splitlines() if "rror" in line] or ["it says nothing"]
+            sys.exit(f"error: {job}, {rival} ended early: {lines[-1]}")
 
         for number in range(turns):
             for rival in rivals:
@@ -273,13 +276,13 @@ def machine() -> str:
 def main(args: Args) -> None:
     if args.worker:
         (job,) = args.jobs
-        result = (time_sb3 if args.worker.startswith("sb3") else time_ours)(job, args.worker)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-        print(json.dumps(result | {"peak_mb": peak}))
+        print(json.dumps((time_sb3 if args.worker.startswith("sb3") else time_ours)(job, args.worker)))
         return
     results = [result for job in args.jobs for result in measure(job)]
     text = table(results)
     print(text)
+    if args.jobs != tuple(JOBS):  # the files have all jobs
+        return
     report = {"machine": machine(), "warm_up": WARM_UP, "results": results}
     (ROOT / "docs" / "speed.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     page = ROOT / "docs" / "speed.md"
