@@ -8,163 +8,148 @@
 # ///
 """Play whole games with a saved agent and print their returns.
 
-    python evaluate.py runs/CartPole-v1__ppo__1__* --episodes 10
+    python evaluate.py runs/CartPole-v1__ppo__1 --episodes 10
 
-The agent, its environment and its normalisation are rebuilt by the script that wrote the checkpoint, which has to lie
-beside this file. Statistics are frozen, rewards are the game's own, and the seed is not one of training. An EnvPool
-agent plays the same game in Gymnasium, so the two environments' slight differences are part of its result.
+The script that trained the agent makes its environment and its network, so a copied and changed script needs nothing
+else. It is found by its name, in the current folder or beside this file, or by --script. Statistics are frozen,
+returns are the game's own, and the seed is not one of training.
 """
 
-import importlib
+import importlib.util
+import inspect
 import json
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 
 import gymnasium as gym
 import numpy as np
 import torch
 import tyro
+from torch import Tensor, nn
+from tqdm import tqdm
 
-from ppo import fail
-
-# What the agent of each script prefers: the likeliest action (or actions), or the mean of the normal distribution.
-GREEDY = {
-    "ppo": lambda agent, x: agent.actor(x).argmax(-1),
-    "ppo_atari": lambda agent, x: agent.actor(agent.network(x / 255.0)).argmax(-1),
-    "ppo_atari_envpool": lambda agent, x: agent.actor(agent.network(x / 255.0)).argmax(-1),
-    "ppo_atari_lstm": lambda agent, x, lstm_state, done: agent.actor(agent.get_states(x, lstm_state, done)[0]).argmax(
-        -1
-    ),
-    "ppo_continuous_action": lambda agent, x: agent.actor_mean(x),
-    "ppo_multidiscrete": lambda agent, x, action_mask: torch.stack(
-        [part.argmax(-1) for part in agent.actor(x).where(action_mask, -torch.inf).split(agent.nvec, dim=-1)], dim=-1
-    ),
-}
+from ppo import fail, find_run
 
 
 @dataclass
 class Args:
-    run: tyro.conf.Positional[Path]  # run folder, or the checkpoint in it
+    runs: tyro.conf.Positional[tuple[Path, ...]]  # run folder, or the beginning of its name; of several, the newest
+    script: Path | None = None  # script that trained the agent, if it is not found by its name
     episodes: int = 10  # whole games to play
+    max_steps: int = 100_000  # give up on a game that has not ended after so many steps
     deterministic: bool = False  # take the likeliest action instead of sampling one
-    capture_video: bool = False  # record games 0, 1, 8, 27, ... into a new folder beside the checkpoint
+    capture_video: bool = False  # record games 0, 1, 8, 27, ... into a new folder in the run folder
     seed: int = 1_000_000  # seed of the environment and of the sampled actions
     json: bool = False  # print one JSON object instead of text
 
 
-class VectorOfOne(gym.Env):
-    """The only environment of a vector environment; its mask of valid actions is in `info`."""
-
-    def __init__(self, envs: gym.vector.VectorEnv):
-        self.envs = envs
-        self.observation_space, self.action_space = envs.single_observation_space, envs.single_action_space
-
-    def reset(self, **kwargs):
-        obs, infos = self.envs.reset()
-        return obs[0], {"action_mask": infos["action_mask"][0]}
-
-    def step(self, action):
-        obs, reward, terminated, truncated, infos = self.envs.step(action[None])
-        return obs[0], reward[0], terminated[0], truncated[0], {"action_mask": infos["action_mask"][0]}
-
-    def close(self):
-        self.envs.close()
-
-
-class Player:
-    """The agent of a checkpoint, with the environment and the normalisation it was trained with.
-
-    `script` is the script that wrote the checkpoint (an imported module), `env` one environment that records episode
-    statistics, `normalizer` holds the statistics of training, or is None, and `lstm_state` what a recurrent agent
-    remembers.
-    """
-
-    def __init__(self, checkpoint: dict, video_dir: Path | None, seed: int):
-        self.script = importlib.import_module(checkpoint["script"])
-        self.args = args = replace(self.script.Args(**checkpoint["args"]), num_envs=1)
-        self.env_id, maker = args.env_id, self.script
-        if checkpoint["script"] == "ppo_atari_envpool":
-            self.env_id, maker = args.env_id.replace("-v5", "NoFrameskip-v4"), importlib.import_module("ppo_atari")
-        if args.env_id.startswith("Jumanji/"):  # EnvPool's environments are vectors, and seeded as they are made
-            args = replace(args, capture_video=video_dir is not None)
-            self.env = VectorOfOne(maker.make_envs(args, [seed], video_dir))
-        else:
-            self.env = maker.make_env(self.env_id, 0, video_dir is not None, video_dir)
-        if not hasattr(maker, "EpisodicLifeEnv"):  # the Atari environments do it themselves, below the lost lives
-            self.env = gym.wrappers.RecordEpisodeStatistics(self.env)
-        envs = SimpleNamespace(
-            num_envs=1, single_observation_space=self.env.observation_space, single_action_space=self.env.action_space
-        )
-        shared = {"shared_network": True} if getattr(args, "shared_network", False) else {}
-        self.agent = self.script.Agent(envs, **shared)
-        self.agent.load_state_dict(checkpoint["agent"])
-        self.normalizer, self.lstm_state = None, torch.zeros(1, 256)
-        if "normalizer" in checkpoint:
-            self.normalizer = self.script.VecNormalize(envs, args.gamma)
-            self.normalizer.load_state_dict(checkpoint["normalizer"])
-
-    @torch.no_grad()
-    def act(self, obs: np.ndarray, info: dict, begins: bool, deterministic: bool) -> np.ndarray:
-        """Return the action for one observation, which may begin an episode, in the form the environment takes."""
-        x = obs[None] if self.normalizer is None else self.normalizer.normalize(obs[None])
-        x = torch.as_tensor(x, dtype=torch.uint8 if x.dtype == np.uint8 else torch.float32)
-        space, more = self.env.action_space, {}
-        if self.script.__name__ == "ppo_atari_lstm":
-            more = {"lstm_state": self.lstm_state, "done": torch.tensor([float(begins)])}
-        if self.script.__name__ == "ppo_multidiscrete":
-            infos = {"action_mask": info["action_mask"][None], "_action_mask": True} if "action_mask" in info else {}
-            more = {
-                "action_mask": torch.tensor(self.script.valid_actions(self.args, infos, np.zeros(1, bool), space.nvec))
-            }
-        action, _, _, _, *state = self.agent.get_action_and_value(x, **more)
-        self.lstm_state = state[0] if state else None
-        action = (GREEDY[self.script.__name__](self.agent, x, **more) if deterministic else action)[0].numpy()
-        if isinstance(space, gym.spaces.Box):
-            return np.clip(action, space.low, space.high)
-        return action + space.start if isinstance(space, gym.spaces.MultiDiscrete) else action.item()
-
-    def play(self, episodes: int, deterministic: bool, seed: int) -> tuple[list[float], list[int]]:
-        """Play whole games; return their unclipped returns and their lengths in steps of the agent."""
-        torch.manual_seed(seed)
-        games, begins = [], True
-        obs, info = self.env.reset(seed=seed)
-        while len(games) < episodes:
-            obs, _, terminated, truncated, info = self.env.step(self.act(obs, info, begins, deterministic))
-            games += [info["episode"]] if "episode" in info else []
-            begins = terminated or truncated
-            if begins and len(games) < episodes:
-                obs, info = self.env.reset()
-                games += [info["episode"]] if "episode" in info else []  # a game can end during a reset
-        return [float(game["r"]) for game in games], [int(game["l"]) for game in games]
+def load_script(path: Path | None, run_dir: Path) -> ModuleType:
+    """Import the script at `path`, or the one whose name stands in the checkpoint; never one of the run folder."""
+    if path is None:
+        try:
+            checkpoint = torch.load(run_dir / "checkpoint.pt", map_location="cpu", weights_only=True)
+            name = f"{checkpoint['script']}.py"
+        except Exception:  # a damaged file can raise anything
+            fail(f"{run_dir / 'checkpoint.pt'} is damaged or no checkpoint: give the folder of a run, runs/...")
+        folders = [folder for folder in (Path.cwd(), Path(__file__).parent) if folder.resolve() != run_dir.resolve()]
+        paths = [folder / name for folder in folders if (folder / name).is_file()]
+        if Path(name).name != name or not paths:
+            fail(f"the agent was trained by {name!r}, which is neither here nor beside evaluate.py: give its --script")
+        path = paths[0]
+    elif not path.is_file():
+        fail(f"--script {path}: there is no such file")
+    loaded = sys.modules.get(path.stem)
+    if loaded is not None and Path(loaded.__file__).resolve() == path.resolve():
+        return loaded
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    script = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = script  # where dataclasses look for it
+    spec.loader.exec_module(script)
+    return script
 
 
-def load_player(path: Path, capture_video: bool = False, seed: int = 1_000_000) -> tuple[Player, dict]:
-    """Rebuild the agent of a run, or end with one line that says what is wrong with its checkpoint."""
-    path = path / "checkpoint.pt" if path.is_dir() else path
+def load_agent(
+    script: ModuleType, checkpoint: dict, folder: Path, capture_video: bool = False
+) -> tuple[nn.Module, gym.vector.VectorEnv]:
+    """Return the agent of a checkpoint and one environment of the kind that it was trained in."""
+    args = replace(script.Args(**checkpoint["args"]), num_envs=1, capture_video=capture_video)
+    with script.one_line_errors(args.env_id):
+        envs = script.make_envs(args, folder)
+    # What the Agent takes besides `envs` are arguments of the run, such as shared_network.
+    names = [name for name in inspect.signature(script.Agent).parameters if hasattr(args, name)]
+    agent = script.Agent(envs, **{name: getattr(args, name) for name in names})
     try:
-        script = torch.load(path, map_location="cpu", weights_only=True)["script"]  # a stranger's file runs no code
-    except Exception:  # whatever a missing or damaged file makes the unpickler raise
-        fail(f"{path} is missing, damaged or no checkpoint: evaluate.py takes the folder of a run, runs/...")
-    if script not in GREEDY:
-        fail(f"{path} was written by {script}.py; evaluate.py knows {', '.join(GREEDY)}")
-    checkpoint = importlib.import_module(script).load_checkpoint(path)
-    video_dir = path.parent / f"evaluation_{int(time.time())}" if capture_video else None
-    return Player(checkpoint, video_dir, seed), checkpoint
+        agent.load_state_dict(checkpoint["agent"])
+    except RuntimeError as error:
+        fail(f"the weights do not fit the Agent of {script.__file__}; it has changed since the training: {error}")
+    if "normalizer" in checkpoint:
+        envs.load_state_dict(checkpoint["normalizer"])
+        envs.training = False
+    return agent, envs
+
+
+@torch.no_grad()
+def play(agent: nn.Module, envs: gym.vector.VectorEnv, args: Args) -> tuple[list[float], list[int]]:
+    """Play whole games; return their unclipped returns and their lengths in steps of the agent."""
+    torch.manual_seed(args.seed)
+    wanted = inspect.signature(agent.get_action).parameters  # a recurrent agent takes a state, a masked one a mask
+    lstm_state = agent.initial_state(1) if "lstm_state" in wanted else None
+    done = np.zeros(1, dtype=bool)
+    obs, infos = envs.reset(seed=[args.seed])
+    returns, lengths, steps = [], [], 0
+    progress = tqdm(total=args.episodes, unit=" games", dynamic_ncols=True, leave=False, disable=None)
+    while len(returns) < args.episodes:
+        x = torch.as_tensor(obs)
+        inputs: dict[str, Tensor] = {"x": x if x.ndim > 2 else x.float()}  # images stay uint8, as in training
+        if "lstm_state" in wanted:
+            inputs["lstm_state"] = lstm_state
+            inputs["done"] = torch.as_tensor(done).float()
+        if "action_mask" in wanted:
+            inputs["action_mask"] = torch.as_tensor(infos["action_mask"])
+        action = agent.get_action(**inputs, greedy=args.deterministic)
+        if "lstm_state" in wanted:
+            action, lstm_state = action
+        obs, _, terminated, truncated, infos = envs.step(action.numpy())
+        done = terminated | truncated
+        steps += 1
+        for info in (infos.get("final_info", {}), infos):
+            if "episode" in info and info["_episode"][0] and len(returns) < args.episodes:
+                returns.append(float(info["episode"]["r"][0]))
+                lengths.append(int(info["episode"]["l"][0]))
+                steps = 0
+                progress.update()
+        if steps >= args.max_steps:
+            progress.close()
+            print(f"game {len(returns) + 1} has not ended after {steps:,} steps: given up", file=sys.stderr)
+            break
+    progress.close()
+    return returns, lengths
 
 
 def main(args: Args) -> dict:
     """Evaluate and return what `--json` prints."""
-    if args.episodes < 1:
-        fail(f"--episodes must be at least 1, not {args.episodes}")
+    for name in ("episodes", "max_steps"):
+        if getattr(args, name) < 1:
+            fail(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
+    if not args.runs:
+        fail("give the folder of a run, runs/...")
     torch.set_num_threads(1)  # one observation at a time leaves nothing to a second thread
-    player, checkpoint = load_player(args.run, args.capture_video, args.seed)
-    returns, lengths = player.play(args.episodes, args.deterministic, args.seed)
-    player.env.close()
+    run_dir = max((find_run(path) for path in args.runs), key=lambda path: (path / "checkpoint.pt").stat().st_mtime)
+    script = load_script(args.script, run_dir)
+    checkpoint = script.load_checkpoint(run_dir)
+    folder = run_dir / f"evaluation_{int(time.time())}"  # for videos
+    agent, envs = load_agent(script, checkpoint, folder, args.capture_video)
+    returns, lengths = play(agent, envs, args)
+    envs.close()
+    if not returns:
+        fail("no game ended: raise --max-steps, or give the environment a time limit", code=1)
+
     result = {
-        "run": str(args.run),
-        "env_id": player.env_id,
+        "run": str(run_dir),
+        "env_id": checkpoint["args"]["env_id"],
         "global_step": checkpoint["global_step"],
         "deterministic": args.deterministic,
         "seed": args.seed,
@@ -175,10 +160,15 @@ def main(args: Args) -> dict:
     }
     if args.json:
         print(json.dumps(result))
-    else:
-        print(f"{result['env_id']} after {result['global_step']:,} steps of training, {args.episodes} whole games:")
-        print("returns " + ", ".join(f"{value:.1f}" for value in returns))
-        print(f"mean {result['mean']:.1f}, standard deviation {result['std']:.1f}")
+        return result
+    print(f"{run_dir}: {len(returns)} whole games of {result['env_id']} after {result['global_step']:,} training steps")
+    print("returns " + ", ".join(f"{value:.1f}" for value in returns))
+    print(f"mean {result['mean']:.1f}, standard deviation {result['std']:.1f}")
+    if args.capture_video:
+        # The environment has begun one more game already: that is no video.
+        for path in folder.rglob(f"*-episode-{len(returns)}.mp4"):
+            path.unlink()
+        print(f"videos: {folder / 'videos'}")
     return result
 
 

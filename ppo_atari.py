@@ -1,28 +1,37 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["ale-py==0.12.1", "gymnasium==1.4.0", "moviepy==2.2.1", "numpy==2.4.6",
-#     "opencv-python-headless==5.0.0.93", "tensorboard==2.21.0", "torch==2.13.0", "tqdm==4.70.1", "tyro==1.0.17"]
+# dependencies = [
+#     "ale-py==0.12.1", "gymnasium==1.4.0", "moviepy==2.2.1", "numpy==2.4.6", "opencv-python-headless==5.0.0.93",
+#     "tensorboard==2.21.0", "torch==2.13.0", "tqdm==4.70.1", "tyro==1.0.17",
+# ]
 # ///
 """Proximal Policy Optimization for Atari games, through Gymnasium.
 
     python ppo_atari.py --env-id BreakoutNoFrameskip-v4
 
 Differs from the official training in one thing: the frame stack starts with four copies of the first frame.
+
+Read from here to the end of `main`: arguments, environments, agent, advantages, loss, and the training loop. What
+comes after `main` (checks, checkpoints, log, progress) has nothing to do with PPO.
 """
 
 import atexit
-import difflib
 import importlib.util
-import multiprocessing
 import os
+import shlex
 import shutil
 import signal
 import sys
+import threading
 import time
-from dataclasses import asdict, dataclass
-from functools import partial
+import traceback
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property, partial
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple, NoReturn
+from typing import Literal, NamedTuple, NoReturn
 
 import ale_py
 import gymnasium as gym
@@ -36,48 +45,60 @@ from tqdm import tqdm
 
 @dataclass
 class Args:
+    # Environment
     env_id: str = "BreakoutNoFrameskip-v4"  # Atari game, one of Gymnasium's
-    total_timesteps: int = 10_000_000  # environment steps of the whole run, all environments together
-    learning_rate: float = 2.5e-4  # step size of Adam at the first update
-    num_envs: int = 8  # environments that are stepped side by side
-    async_envs: bool = False  # step each environment in a process of its own; faster where there are many cores
+    num_envs: int = 8  # environments stepped side by side
+    capture_video: bool = False  # record videos of the first environment into the run folder
+
+    # Algorithm
+    total_timesteps: int = 10_000_000  # environment steps in total, over all environments
     num_steps: int = 128  # steps of each environment per update
-    anneal_lr: bool = True  # let the learning rate fall linearly to 0
+    num_minibatches: int = 4  # minibatches per epoch
+    update_epochs: int = 4  # passes over the batch per update
+    learning_rate: float = 2.5e-4  # Adam's step size at the first update
+    anneal_lr: bool = True  # decrease the learning rate linearly to 0
     gamma: float = 0.99  # discount factor
     gae_lambda: float = 0.95  # lambda of generalized advantage estimation
-    num_minibatches: int = 4  # minibatches into which each epoch splits the batch
-    update_epochs: int = 4  # passes over the batch per update
     norm_adv: bool = True  # normalise the advantages of each minibatch
-    clip_coef: float = 0.1  # the ratio is clipped to [1 - clip_coef, 1 + clip_coef]
-    anneal_clip_coef: bool = False  # let clip_coef fall linearly to 0 too
+    clip_coef: float = 0.1  # clip the ratio to [1 - clip_coef, 1 + clip_coef]
+    anneal_clip_coef: bool = False  # decrease clip_coef linearly to 0 as well
     clip_vloss: bool = True  # clip the change of the value prediction by clip_coef as well
     ent_coef: float = 0.01  # weight of the entropy bonus
     vf_coef: float = 0.5  # weight of the value loss
-    max_grad_norm: float = 0.5  # the global norm of the gradient is clipped to this
+    max_grad_norm: float = 0.5  # clip the global norm of the gradient to this
     target_kl: float | None = None  # stop the epochs of an update once their mean approximate KL exceeds this
-    bootstrap_truncated: bool = False  # at a time limit, bootstrap from the final observation (official code: no)
+    bootstrap_truncated: bool = False  # at a time limit, bootstrap from the final observation (the official code: no)
+
+    # Run
     seed: int = 1  # seed of everything random
     torch_deterministic: bool = True  # use deterministic GPU kernels
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto is CUDA where there is a GPU, else the CPU
-    compile: bool = False  # compile the learner; takes a minute at the start and needs a C++ compiler
-    exp_name: str = Path(__file__).stem  # name of the experiment, part of the name of the run folder
-    capture_video: bool = False  # record videos of the first environment into the run folder
+    compile: bool = False  # compile the learner; needs a C++ compiler, and up to a minute at the start
+    exp_name: str = Path(__file__).stem  # name of the experiment, part of the run folder's name
     save_every: int = 100  # updates between two checkpoints
-    # run folder to go on with; may change: --total-timesteps --device --compile --save-every --capture-video --track
+    # run folder to continue, or the beginning of its name; then only these may change: --total-timesteps --device
+    # --compile --save-every --capture-video --track
     resume: Path | None = None
     track: bool = False  # log to Weights & Biases too (it reads WANDB_PROJECT, WANDB_ENTITY and WANDB_MODE)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Environments
 
 
 class EpisodicLifeEnv(gym.Wrapper):
     """Atari 3: a lost life ends the episode for the learner, while the game goes on (atari_wrappers.py#L61)."""
 
-    lives, game_over = 0, True
+    lives = 0
+    game_over = True
 
     def step(self, action):
         obs, reward, terminated, truncated, info = self.env.step(action)
         self.game_over = terminated or truncated
-        before, self.lives = self.lives, self.unwrapped.ale.lives()
-        terminated = terminated or 0 < self.lives < before  # Qbert shows 0 lives for some frames before its end
+        lives_before = self.lives
+        self.lives = self.unwrapped.ale.lives()
+        if 0 < self.lives < lives_before:  # Qbert shows 0 lives for some frames before its end
+            terminated = True
         return obs, reward, terminated, truncated, info
 
     def reset(self, **kwargs):
@@ -93,7 +114,7 @@ class EpisodicLifeEnv(gym.Wrapper):
 
 
 class FireResetEnv(gym.Wrapper):
-    """Atari 4: press FIRE, then action 2, in games that wait for it at the start (atari_wrappers.py#L41)."""
+    """Atari 4: press FIRE, then take action 2, in games that wait for it at the start (atari_wrappers.py#L41)."""
 
     def reset(self, **kwargs):
         obs, info = self.env.reset(**kwargs)
@@ -108,16 +129,14 @@ class FireResetEnv(gym.Wrapper):
 
 def make_env(env_id: str, idx: int, capture_video: bool, run_dir: Path) -> gym.Env:
     """Make environment number `idx`; number 0 records videos if asked to."""
-    if multiprocessing.parent_process():  # with --async-envs: the learner alone answers to Ctrl-C, and ends the others
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner for every environment
     record = capture_video and idx == 0
+    check_game(env_id)
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner for every environment
     env = gym.make(env_id, frameskip=1, obs_type="grayscale", render_mode="rgb_array" if record else None)
     env = gym.wrappers.AtariPreprocessing(
         env,
         noop_max=30,  # Atari 1: 1 to 30 no-ops on reset
-        frame_skip=4,  # Atari 2: each action is repeated 4 times; the last two frames' maximum is seen
+        frame_skip=4,  # Atari 2: each action is repeated 4 times; the maximum of the last two frames is seen
         screen_size=84,  # Atari 5: 84 x 84, and grey, as is the default
     )
     env = gym.wrappers.RecordEpisodeStatistics(env)  # below the wrappers that cut games and clip rewards
@@ -126,21 +145,31 @@ def make_env(env_id: str, idx: int, capture_video: bool, run_dir: Path) -> gym.E
     env = EpisodicLifeEnv(env)
     if env.action_space.n >= 3 and env.unwrapped.get_action_meanings()[1] == "FIRE":
         env = FireResetEnv(env)
-    env = gym.wrappers.TransformReward(env, np.sign)  # Atari 6: reward clipped to its sign
+    env = gym.wrappers.TransformReward(env, np.sign)  # Atari 6: rewards clipped to their sign
     return gym.wrappers.FrameStackObservation(env, 4)  # Atari 7: four frames, so that motion can be seen
 
 
 def make_envs(args: Args, run_dir: Path) -> gym.vector.VectorEnv:
-    """Make the vector environment, or end with one line that says why this script cannot train on it."""
-    games = [name for name, spec in gym.registry.items() if str(spec.entry_point).startswith("ale_py")]
-    if args.env_id not in games:
-        names = difflib.get_close_matches(args.env_id.replace("-v5", "NoFrameskip-v4"), games, cutoff=0.5)
-        fail(f"Gymnasium has no Atari game {args.env_id}; the closest names are: {', '.join(names) or 'none'}")
-    # Core 1: one policy steps all environments. SAME_STEP: the step that ends an episode already returns the
-    # next one's first observation; the default, NEXT_STEP, would feed the learner rows that are no experience.
+    """Core 1: vectorised environments, which one policy steps side by side."""
     thunks = [partial(make_env, args.env_id, i, args.capture_video, run_dir) for i in range(args.num_envs)]
-    vector_env = gym.vector.AsyncVectorEnv if args.async_envs else gym.vector.SyncVectorEnv
-    return vector_env(thunks, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+    # SAME_STEP: the step that ends an episode returns the first observation of the next one. Gymnasium's default,
+    # NEXT_STEP, spends a step on the reset, and the learner would train on a transition that never happened.
+    return gym.vector.SyncVectorEnv(thunks, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+
+
+def check_game(env_id: str) -> None:
+    """End with one line if `env_id` is not an Atari game."""
+    module, _, name = env_id.rpartition(":")
+    if module:
+        importlib.import_module(module)
+    if "ale_py" not in str(gym.spec(name).entry_point):
+        fail(
+            f"{env_id} is not an Atari game: use ppo.py for vectors, or write your own make_env in a copy of this file"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Agent
 
 
 def layer_init(layer: nn.Module, std: float = 2**0.5, bias: float = 0.0) -> nn.Module:
@@ -150,6 +179,15 @@ def layer_init(layer: nn.Module, std: float = 2**0.5, bias: float = 0.0) -> nn.M
     return layer
 
 
+def sample(logits: Tensor, greedy: bool = False) -> Tensor:
+    """Draw an action from the softmax of each row of logits, or take the likeliest: (batch, actions) -> (batch,)."""
+    if greedy:
+        return logits.argmax(dim=-1)
+    # The argmax of logits plus Gumbel noise is such a draw (baselines common/distributions.py#L199).
+    gumbel = -torch.empty_like(logits).exponential_().log()
+    return (logits + gumbel).argmax(dim=-1)
+
+
 class Agent(nn.Module):
     """Policy and value on top of one convolutional network (baselines common/policies.py)."""
 
@@ -157,27 +195,49 @@ class Agent(nn.Module):
         super().__init__()
         # Atari 8: the network of Mnih et al. (2015), shared by policy and value (common/models.py#L15-L26)
         self.network = nn.Sequential(
-            layer_init(nn.Conv2d(4, 32, 8, stride=4)), nn.ReLU(inplace=True),
-            layer_init(nn.Conv2d(32, 64, 4, stride=2)), nn.ReLU(inplace=True),
-            layer_init(nn.Conv2d(64, 64, 3, stride=1)), nn.ReLU(inplace=True),
-            nn.Flatten(), layer_init(nn.Linear(64 * 7 * 7, 512)), nn.ReLU(inplace=True),
-        )  # fmt: skip
-        # The small gain of the policy head makes all actions about equally likely at the start.
+            layer_init(nn.Conv2d(4, 32, kernel_size=8, stride=4)),
+            nn.ReLU(inplace=True),
+            layer_init(nn.Conv2d(32, 64, kernel_size=4, stride=2)),
+            nn.ReLU(inplace=True),
+            layer_init(nn.Conv2d(64, 64, kernel_size=3, stride=1)),
+            nn.ReLU(inplace=True),
+            nn.Flatten(),
+            layer_init(nn.Linear(64 * 7 * 7, 512)),
+            nn.ReLU(inplace=True),
+        )
+        # The small gain makes all actions about equally likely at the start.
         self.actor = layer_init(nn.Linear(512, envs.single_action_space.n), std=0.01)
         self.critic = layer_init(nn.Linear(512, 1), std=1.0)
 
+    def get_hidden(self, x: Tensor) -> Tensor:
+        """Return the features of each observation: (batch, 4, 84, 84) uint8 -> (batch, 512)."""
+        return self.network(x / 255.0)  # Atari 9: images scaled to [0, 1]
+
     def get_value(self, x: Tensor) -> Tensor:
         """Return the value of each observation: (batch, 4, 84, 84) uint8 -> (batch,)."""
-        return self.critic(self.network(x / 255.0)).squeeze(-1)  # Atari 9: images scaled to [0, 1]
+        return self.critic(self.get_hidden(x)).squeeze(-1)
+
+    def get_action(self, x: Tensor, greedy: bool = False) -> Tensor:
+        """Sample an action for each observation, or take the likeliest: (batch, 4, 84, 84) uint8 -> (batch,)."""
+        return sample(self.actor(self.get_hidden(x)), greedy)
 
     def get_action_and_value(self, x: Tensor, action: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return action, log-probability, entropy and value, each (batch,); sample where no action is given."""
-        hidden = self.network(x / 255.0)  # Atari 9: images scaled to [0, 1]
-        logprobs = self.actor(hidden).log_softmax(dim=-1)  # (batch, number of actions)
-        if action is None:  # plus Gumbel noise, the largest is a sample (common/distributions.py#L199)
-            action = (logprobs - torch.empty_like(logprobs).exponential_().log()).argmax(dim=-1)
+        """Return action, log-probability, entropy and value, each (batch,); sample the action if none is given."""
+        hidden = self.get_hidden(x)
+        logits = self.actor(hidden)
+        if action is None:
+            action = sample(logits)
+        logprobs = logits.log_softmax(dim=-1)  # (batch, actions)
+        logprob = logprobs.gather(-1, action[:, None])[:, 0]
         entropy = -(logprobs.exp() * logprobs).sum(dim=-1)
-        return action, logprobs.gather(-1, action[:, None])[:, 0], entropy, self.critic(hidden).squeeze(-1)
+        return action, logprob, entropy, self.critic(hidden).squeeze(-1)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return self.get_action_and_value(*inputs)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Advantages and loss
 
 
 class Batch(NamedTuple):
@@ -190,259 +250,461 @@ class Batch(NamedTuple):
     advantages: Tensor  # (rows,)
     returns: Tensor  # (rows,) target of the value function
 
+    def select(self, rows: Tensor) -> "Batch":
+        return Batch(*(field[rows] for field in self))
+
 
 def compute_gae(rewards, values, dones, next_value, next_done, gamma, gae_lambda) -> tuple[Tensor, Tensor]:
     """Core 5: generalized advantage estimation (Schulman et al. 2016, eq. 16; baselines ppo2/runner.py#L56-L65).
 
     `rewards`, `values`, `dones` are (num_steps, num_envs); `dones[t]` is 1 where `obs[t]` begins an episode.
-    `next_value`, `next_done` (num_envs,) belong to the last observation. Returns advantages and value targets.
+    `next_value`, `next_done` (num_envs,) belong to the observation after the last step. Returns the advantages and
+    the targets of the value function, both (num_steps, num_envs).
     """
-    continues = 1.0 - torch.cat([dones[1:], next_done[None]])  # did the episode go on after step t?
     next_values = torch.cat([values[1:], next_value[None]])
-    deltas, decay = rewards + gamma * continues * next_values - values, gamma * gae_lambda * continues
-    advantages = [torch.zeros_like(next_value)]  # what follows the last step; from there backwards in time
-    for delta, factor in zip(deltas.flip(0), decay.flip(0), strict=True):
-        advantages.append(delta + factor * advantages[-1])
-    advantages = torch.stack(advantages[:0:-1])
+    continues = 1.0 - torch.cat([dones[1:], next_done[None]])  # 0 where the episode ended with step t
+    deltas = rewards + gamma * continues * next_values - values
+
+    advantages = torch.zeros_like(rewards)
+    advantage = torch.zeros_like(next_value)  # of what follows the last step
+    for t in reversed(range(len(rewards))):
+        advantage = deltas[t] + gamma * gae_lambda * continues[t] * advantage
+        advantages[t] = advantage
     return advantages, advantages + values
 
 
 def ppo_loss(agent: Agent, mb: Batch, clip_coef: float, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the loss of one minibatch and its statistics (Schulman et al. 2017, eq. 7 and 9), all scalars."""
-    _, logprobs, entropy, values = agent.get_action_and_value(mb.obs, mb.actions)
+    _, logprobs, entropies, values = agent(mb.obs, mb.actions)
     logratio = logprobs - mb.logprobs
     ratio = logratio.exp()
+
     advantages = mb.advantages
     if args.norm_adv:  # Core 7: per minibatch, with the population standard deviation
         advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
-    clipped_ratio = ratio.clamp(1 - clip_coef, 1 + clip_coef)  # Core 8: the worse of clipped and unclipped counts
+
+    # Core 8: the clipped surrogate objective; the worse of clipped and unclipped counts
+    clipped_ratio = ratio.clamp(1 - clip_coef, 1 + clip_coef)
     policy_loss = -torch.min(advantages * ratio, advantages * clipped_ratio).mean()
+
     value_losses = (values - mb.returns) ** 2
     if args.clip_vloss:  # Core 9: the value may move by clip_coef at most, too
         clipped_values = mb.values + (values - mb.values).clamp(-clip_coef, clip_coef)
         value_losses = torch.max(value_losses, (clipped_values - mb.returns) ** 2)
     value_loss = 0.5 * value_losses.mean()
-    loss = policy_loss - args.ent_coef * entropy.mean() + args.vf_coef * value_loss  # Core 10: one loss, one optimiser
+
+    entropy = entropies.mean()
+    loss = policy_loss - args.ent_coef * entropy + args.vf_coef * value_loss  # Core 10: one loss, one optimiser
+
     with torch.no_grad():  # Core 12: debug variables
-        stats = {"policy_loss": policy_loss.detach(), "value_loss": value_loss.detach(), "entropy": entropy.mean()}
-        stats["old_approx_kl"] = -logratio.mean()
-        stats["approx_kl"] = (ratio - 1 - logratio).mean()  # never negative, less variance (Schulman 2020)
-        stats["clipfrac"] = ((ratio - 1).abs() > clip_coef).float().mean()
+        stats = {
+            "policy_loss": policy_loss.detach(),
+            "value_loss": value_loss.detach(),
+            "entropy": entropy.detach(),
+            "old_approx_kl": -logratio.mean(),
+            "approx_kl": (ratio - 1 - logratio).mean(),  # never negative, less variance (Schulman 2020)
+            "clipfrac": ((ratio - 1).abs() > clip_coef).float().mean(),
+        }
     return loss, stats
 
 
 def compute_gradient(agent: Agent, mb: Batch, clip_coef: float, args: Args) -> dict[str, Tensor]:
-    """Set `grad` of every parameter to the clipped gradient of one minibatch, and return the minibatch's statistics."""
-    loss, stats = ppo_loss(agent, mb, clip_coef, args)
-    parameters = [parameter for parameter in agent.parameters() if parameter.requires_grad]
-    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-        parameter.grad = gradient.contiguous()  # laid out in memory as the parameter is
-    stats["grad_norm"] = nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)  # Core 11: over all weights
+    """Set the gradient of every parameter to that of the minibatch's loss, clipped; return the statistics."""
+    if torch.compiler.is_compiling():
+        # As loss.backward() below, in a form that the compiler takes whole.
+        def loss_of(parameters: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+            return ppo_loss(partial(call_with, parameters), mb, clip_coef, args)
+
+        def call_with(parameters: dict[str, Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
+            return torch.func.functional_call(agent, parameters, inputs)
+
+        with torch.no_grad():
+            gradients, stats = torch.func.grad(loss_of, has_aux=True)(dict(agent.named_parameters()))
+        for name, parameter in agent.named_parameters():
+            parameter.grad = gradients[name].contiguous()  # laid out in memory as the parameter is
+    else:
+        loss, stats = ppo_loss(agent, mb, clip_coef, args)
+        loss.backward()
+    # Core 11: the norm over all parameters is clipped
+    stats["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
     return stats
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+
+
+def main(args: Args) -> Agent:
+    """Train and return the agent."""
+    check_args(args)
+    batch_size = args.num_envs * args.num_steps
+    num_iterations = args.total_timesteps // batch_size
+    run_dir = args.resume or new_run_dir(args)
+    device = torch.device(args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(args.seed)
+    torch.backends.cudnn.deterministic = args.torch_deterministic
+
+    with one_line_errors(args.env_id):
+        envs = make_envs(args, run_dir)
+    agent = Agent(envs).to(device)
+    optimizer = optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)  # Core 3: not 1e-8
+    mode = "reduce-overhead" if device.type == "cuda" else None  # CUDA graphs: one launch for all kernels
+    gradient_fn = torch.compile(compute_gradient, mode=mode) if args.compile else compute_gradient
+    run = Run(args, run_dir, agent=agent, optimizer=optimizer)
+
+    # One rollout. The images stay on the learner's device, with their channels last in memory, as convolutions like it.
+    obs = torch.zeros((args.num_steps, args.num_envs, 84, 84, 4), dtype=torch.uint8, device=device).movedim(-1, 2)
+    actions = torch.zeros((args.num_steps, args.num_envs), dtype=torch.int64, device=device)
+    logprobs = torch.zeros((args.num_steps, args.num_envs), device=device)
+    values = torch.zeros((args.num_steps, args.num_envs), device=device)
+    rewards = np.zeros((args.num_steps, args.num_envs), dtype=np.float32)
+    dones = np.zeros((args.num_steps, args.num_envs), dtype=np.float32)
+    to_tensor = partial(torch.as_tensor, device=device)
+
+    next_obs, _ = envs.reset(seed=run.env_seeds())  # (num_envs, 4, 84, 84) uint8
+    next_done = np.zeros(args.num_envs, dtype=bool)
+
+    for iteration in range(run.iteration, num_iterations):
+        remaining = 1 - iteration / num_iterations  # 1 in the first iteration
+        lr = args.learning_rate * remaining if args.anneal_lr else args.learning_rate  # Core 4: linearly to 0
+        clip_coef = args.clip_coef * remaining if args.anneal_clip_coef else args.clip_coef  # Aux 1: likewise
+        optimizer.param_groups[0]["lr"] = lr
+
+        # Roll out the policy. next_obs and next_done carry over to the next iteration.
+        with torch.no_grad():
+            for step in range(args.num_steps):
+                obs[step] = to_tensor(next_obs)
+                dones[step] = next_done
+                actions[step], logprobs[step], _, values[step] = agent.get_action_and_value(obs[step])
+                next_obs, rewards[step], terminated, truncated, infos = envs.step(actions[step].cpu().numpy())
+                next_done = terminated | truncated
+                run.end_step(infos)
+
+                cut = truncated & ~terminated
+                if args.bootstrap_truncated and cut.any():
+                    # A time limit cut the episode: what would have followed is worth V(final observation).
+                    final_obs = torch.stack([to_tensor(x) for x in infos["final_obs"][cut]])
+                    rewards[step, cut] += args.gamma * agent.get_value(final_obs).cpu().numpy()
+
+            next_value = agent.get_value(to_tensor(next_obs))
+
+        advantages, returns = compute_gae(
+            rewards=to_tensor(rewards),
+            values=values,
+            dones=to_tensor(dones),
+            next_value=next_value,
+            next_done=to_tensor(next_done),
+            gamma=args.gamma,
+            gae_lambda=args.gae_lambda,
+        )
+        batch = Batch(
+            obs=obs.flatten(0, 1),
+            actions=actions.flatten(),
+            logprobs=logprobs.flatten(),
+            values=values.flatten(),
+            advantages=advantages.flatten(),
+            returns=returns.flatten(),
+        )
+
+        stats = []
+        for _ in range(args.update_epochs):
+            # Core 6: every epoch visits every row once, in a new random order
+            for rows in torch.randperm(batch_size, device=device).chunk(args.num_minibatches):
+                optimizer.zero_grad()
+                mb_stats = gradient_fn(agent, batch.select(rows), clip_coef, args)
+                optimizer.step()
+                stats.append({name: x.clone() for name, x in mb_stats.items()})  # a CUDA graph reuses its memory
+            if args.target_kl is not None:  # Aux 3: stop when this epoch has moved the policy too far
+                epoch_kl = torch.stack([mb_stats["approx_kl"] for mb_stats in stats[-args.num_minibatches :]]).mean()
+                if epoch_kl > args.target_kl:
+                    break
+
+        explained_variance = 1 - (batch.returns - batch.values).var() / batch.returns.var()
+        run.end_update(iteration, lr, stats, explained_variance)
+
+    run.close()
+    envs.close()
+    return agent
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The algorithm ends here. What follows is the same in every script: it checks the arguments, saves and resumes the run,
+# logs it, and shows its progress.
+
+
 def fail(message: str, code: int = 2) -> NoReturn:
-    """End with one line on stderr; exit code 2 stands for wrong usage. (From here to `main`: no algorithm.)"""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    """End with one line on stderr; exit code 2 means wrong usage."""
+    print("error:", " ".join(message.split()), file=sys.stderr)
     raise SystemExit(code)
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def check_args(args: Args) -> None:
     """End with one line that says what to change if the arguments make no sense."""
-    highest = {"gamma": 1, "gae_lambda": 1, "seed": 2**31 - 1}
-    for name, kind in Args.__annotations__.items():
-        low, high, value = int(kind is int and name != "seed"), highest.get(name, 10**12), getattr(args, name)
-        if kind in (int, float, float | None) and not low <= (value or 0) <= high:
-            fail(f"--{name.replace('_', '-')} must lie between {low} and {high}, not at {value}")
+    for name in ("num_envs", "num_steps", "num_minibatches", "update_epochs", "total_timesteps", "save_every"):
+        if getattr(args, name) < 1:
+            fail(f"{flag(name)} must be at least 1, not {getattr(args, name)}")
+    for name in ("learning_rate", "clip_coef", "ent_coef", "vf_coef", "max_grad_norm"):
+        if not 0 <= getattr(args, name) < float("inf"):
+            fail(f"{flag(name)} must be a number from 0 up, not {getattr(args, name)}")
+    for name in ("gamma", "gae_lambda"):
+        if not 0 <= getattr(args, name) <= 1:
+            fail(f"{flag(name)} must lie between 0 and 1, not at {getattr(args, name)}")
+    if args.target_kl is not None and not args.target_kl >= 0:
+        fail(f"--target-kl must be a number from 0 up, not {args.target_kl}")
+    if not 0 <= args.seed < 2**31:
+        fail(f"--seed must lie between 0 and {2**31 - 1}, not at {args.seed}")
+
     batch_size = args.num_envs * args.num_steps
-    if batch_size % args.num_minibatches:
+    if batch_size % args.num_minibatches != 0:
         fail(f"--num-minibatches {args.num_minibatches} does not divide --num-envs times --num-steps, {batch_size}")
     if args.total_timesteps < batch_size:
         fail(f"--total-timesteps {args.total_timesteps} is less than --num-envs times --num-steps, {batch_size}")
     if args.device != "auto" and not torch.get_device_module(args.device).is_available():
         fail(f"--device {args.device}: PyTorch finds no such device here; use --device cpu")
-    if args.compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
-        fail("--compile needs a C++ compiler, and there is none: install g++, or leave --compile out")
-    if not all(map(importlib.util.find_spec, ["wandb"] * args.track + ["moviepy"] * args.capture_video)):
-        fail("a package is missing: --track needs pip install wandb, --capture-video needs pip install moviepy")
+    if args.compile and not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
+        fail("--compile needs a C++ compiler: install g++, or leave --compile out")
+    if args.track and importlib.util.find_spec("wandb") is None:
+        fail("--track needs Weights & Biases: pip install wandb")
+    if args.capture_video and importlib.util.find_spec("moviepy") is None:
+        fail("--capture-video needs moviepy: pip install moviepy")
 
 
-def load_checkpoint(path: Path) -> dict:
-    """Read the checkpoint of a run of this script, or end with one line that says what is wrong with it."""
-    path = path / "checkpoint.pt" if path.is_dir() else path
+@contextmanager
+def one_line_errors(env_id: str) -> Iterator[None]:
+    """Turn what goes wrong while environments are made into one line."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # a stranger's file cannot run code
-        script, version = checkpoint["script"], checkpoint["version"]
-    except Exception:  # whatever a missing or damaged file makes the unpickler raise
-        fail(f"{path} is missing, damaged or no checkpoint: --resume takes the folder of a run, runs/...")
-    if (script, version) != (Path(__file__).stem, 1) or checkpoint["args"].keys() - Args.__annotations__.keys():
-        fail(f"{path} is by {script}.py, format {version}, but not by this version of {Path(__file__).name}")
-    return checkpoint | {"run_dir": path.parent}
+        yield
+    except gym.error.UnregisteredEnv as error:
+        fail(f"{env_id}: {error} (Atari games: ppo_atari.py; environments of a package: --env-id package:Name-v0)")
+    except gym.error.Error as error:
+        fail(f"{env_id}: {error}")
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        fail(f"{env_id}: {type(error).__name__}: {error} ({place.filename}, line {place.lineno})")
+
+
+# A resumed run keeps its arguments, all but these.
+MAY_CHANGE = ("total_timesteps", "device", "compile", "save_every", "capture_video", "track", "resume")
 
 
 def parse_args() -> Args:
     """Read the command line; with --resume, what it leaves out comes from the checkpoint."""
     args = tyro.cli(Args, description=__doc__)
-    if args.resume:
-        checkpoint = load_checkpoint(args.resume)
-        saved = checkpoint["args"] | {"resume": args.resume}
-        args = tyro.cli(Args, default=Args(**saved))
-        may_change = {"total_timesteps", "device", "compile", "save_every", "capture_video", "track"}
-        for name in sorted(saved.keys() - may_change):
-            if getattr(args, name) != saved[name]:
-                fail(f"--{name.replace('_', '-')} is {saved[name]} in the run to resume and cannot change")
-        if checkpoint["iteration"] >= args.total_timesteps // (args.num_envs * args.num_steps):
-            fail(f"the run is over, at {checkpoint['global_step']} steps: give it more with --total-timesteps")
+    if args.resume is None:
+        return args
+    args.resume = find_run(args.resume)
+    checkpoint = load_checkpoint(args.resume)
+    if checkpoint["script"] != Path(__file__).stem:
+        fail(f"{args.resume} is a run of {checkpoint['script']}.py, not of {Path(__file__).name}")
+    saved = Args(**checkpoint["args"] | {"resume": args.resume})
+    args = tyro.cli(Args, default=saved, description=__doc__)
+    args.resume = saved.resume
+    for field in fields(Args):
+        value = getattr(saved, field.name)
+        if field.name not in MAY_CHANGE and getattr(args, field.name) != value:
+            fail(f"{flag(field.name)} is {value} in the run to resume and cannot change")
+    if checkpoint["iteration"] >= args.total_timesteps // (args.num_envs * args.num_steps):
+        fail(f"the run is over, at {checkpoint['global_step']} steps: give it more with --total-timesteps")
     return args
 
 
+def find_run(path: Path) -> Path:
+    """Return the run folder that `path` names: itself, that of a checkpoint, or the newest whose name begins so."""
+    if path.is_file():
+        return path.parent
+    if path.is_dir():
+        return path
+    checkpoints = list(path.parent.glob(f"{path.name}*/checkpoint.pt"))
+    if not checkpoints:
+        fail(f"no run {path} with a checkpoint: give the folder of a run, runs/...")
+    newest = max(checkpoints, key=lambda checkpoint: checkpoint.stat().st_mtime)
+    return newest.parent
+
+
+def load_checkpoint(run_dir: Path) -> dict:
+    """Read the checkpoint of a run, or end with one line that says what is wrong with it."""
+    path = run_dir / "checkpoint.pt"
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # a stranger's file cannot run code
+        version = checkpoint["version"]
+        names = checkpoint["args"].keys()
+    except Exception:  # a missing or damaged file can raise anything
+        fail(f"{path} is missing, damaged or no checkpoint: give the folder of a run, runs/...")
+    unknown = names - {field.name for field in fields(Args)}
+    if version != Run.version or unknown:
+        others = ", ".join([f"format {version}", *map(flag, sorted(unknown))])
+        fail(f"{path} is of another script than {Path(__file__).name}, or of another version of it: {others}")
+    return checkpoint
+
+
+def new_run_dir(args: Args) -> Path:
+    return Path("runs") / f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
+
+
 class Run:
-    """The run folder with its log and checkpoint, the progress bar, and an orderly end after Ctrl-C or SIGTERM."""
+    """One training run: its folder with log and checkpoints, its progress on the screen, its orderly end.
 
-    signals: ClassVar[list[int]] = []  # those that came
+    `parts` (agent, optimizer, ...) go into every checkpoint; if the run is resumed, they come back from the last one.
+    """
 
-    def __init__(self, args: Args, run_dir: Path, checkpoint: dict, **parts):
-        """Open log and progress bar; `parts` is what a checkpoint keeps, and is restored if the run is resumed."""
-        self.args, self.dir, self.parts, self.returns = args, run_dir, parts, []
-        self.global_step, self.last_update, self.compiled = checkpoint["global_step"], time.perf_counter(), 0.0
+    version = 2  # of the checkpoint's format
+
+    def __init__(self, args: Args, run_dir: Path, **parts):
+        self.args = args
+        self.dir = run_dir
+        self.parts = parts
+        self.iteration = 0  # updates so far
+        self.global_step = 0  # environment steps so far
+        self.returns = deque(maxlen=100)  # of the last finished episodes
+        self.stop_signal = 0  # the number of the signal that came, if one did
         if args.resume:
-            for name, part in parts.items():
-                part.load_state_dict(checkpoint[name])
-            torch.set_rng_state(checkpoint["rng"][0])
-            torch.cuda.set_rng_state_all(checkpoint["rng"][1 : 1 + torch.cuda.device_count()])
-        if args.track:
-            names = {"id": run_dir.name, "name": run_dir.name, "resume": "allow"}
-            importlib.import_module("wandb").init(**names, config=asdict(args), sync_tensorboard=True)
-        # purge_step: a resumed run logs again what was logged between its checkpoint and the interruption.
-        self.writer = SummaryWriter(run_dir, purge_step=self.global_step + 1)
-        self.writer.add_text("hyperparameters", "\n".join(f"    {k}: {v}" for k, v in asdict(args).items()))
-        total = args.total_timesteps - args.total_timesteps % (args.num_envs * args.num_steps)
-        self.bar = tqdm(total=total, initial=self.global_step, unit=" steps", miniters=1, delay=1e-9, position=0)
-        self.bar.bar_format = "{bar}| {n_fmt}/{total_fmt}, {rate_noinv_fmt}, {remaining} left{postfix}"  # 80 columns
-        if not sys.stderr.isatty():  # in a file, each state of the bar is a line of its own, every ten seconds
-            self.bar.mininterval, self.bar.sp = 10, lambda text: print(text, file=sys.stderr, flush=True)
-        self.bar.set_postfix_str("no episode finished yet")
-        hint = f"to go on: python {Path(__file__).name} --resume {run_dir}"
-        self.hint = lambda: (self.bar.close(), print(hint, file=sys.stderr))
+            self.restore()
+
+        batch_size = args.num_envs * args.num_steps
+        self.total = args.total_timesteps - args.total_timesteps % batch_size
+        device = next(parts["agent"].parameters()).device
+        print(f"{run_dir}: {device}, torch {torch.__version__}, gymnasium {gym.__version__}", file=sys.stderr)
+        bar_format = "{percentage:3.0f}%|{bar}| {remaining} left{postfix}"
+        # disable=None: no bar where there is no terminal, but a line every ten seconds
+        self.bar = tqdm(
+            total=self.total, initial=self.global_step, bar_format=bar_format, dynamic_ncols=True, disable=None
+        )
+        self.started = self.last_update = self.last_line = time.perf_counter()
+        self.first_step = self.global_step
+        self.handlers = {}
+        if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self.handlers[signum] = signal.signal(signum, self.on_signal)
+        atexit.register(self.say_how_to_go_on)
+
+    @cached_property
+    def writer(self) -> SummaryWriter:
+        """The log, opened when first written to, so that a run that fails before leaves no folder behind."""
+        if self.args.track:
+            import wandb
+
+            name = self.dir.name
+            wandb.init(id=name, name=name, resume="allow", config=asdict(self.args), sync_tensorboard=True)
+        # purge_step: a resumed run logs again what came after its last checkpoint.
+        writer = SummaryWriter(self.dir, purge_step=self.first_step + 1)
+        writer.add_text("hyperparameters", "\n".join(f"    {k}: {v}" for k, v in asdict(self.args).items()))
+        return writer
+
+    def env_seeds(self) -> list[int]:
+        """Return a seed for every environment: new ones after a resume, and none of another run's."""
+        sequence = np.random.SeedSequence([self.args.seed, self.iteration])
+        return sequence.generate_state(self.args.num_envs).tolist()
+
+    def end_step(self, infos: dict) -> None:
+        """Count one step of every environment, and log the episodes that are over, by RecordEpisodeStatistics."""
+        self.global_step += self.args.num_envs
+        for info in (infos, infos.get("final_info", {})):
+            if "episode" in info:
+                for i in np.flatnonzero(info["_episode"]):
+                    self.log_episode(info["episode"]["r"][i], info["episode"]["l"][i])
 
     def log_episode(self, episodic_return: float, episodic_length: int) -> None:
         self.returns.append(episodic_return)
         self.writer.add_scalar("charts/episodic_return", episodic_return, self.global_step)
         self.writer.add_scalar("charts/episodic_length", episodic_length, self.global_step)
 
-    def end_update(self, iteration: int, learning_rate: float, stats: list[dict[str, Tensor]]) -> None:
-        """Log the update, save a checkpoint where one is due, and end the run if it is over or a signal came."""
-        means = torch.stack([torch.stack(tuple(s.values())) for s in stats]).mean(dim=0).tolist()  # waits for the GPU
-        scalars = {f"losses/{name}": mean for name, mean in zip(stats[0], means, strict=True)}
-        compiling = torch._dynamo.utils.calculate_time_spent().get("total_wall_time", 0.0) - self.compiled
-        self.compiled, self.bar.last_print_t = self.compiled + compiling, self.bar.last_print_t + compiling
-        seconds, self.last_update = time.perf_counter() - self.last_update - compiling, time.perf_counter()
-        scalars |= {"charts/SPS": (self.global_step - self.bar.n) / seconds, "charts/learning_rate": learning_rate}
-        for tag, value in scalars.items():
-            self.writer.add_scalar(tag, value, self.global_step)
-            if not np.isfinite(value) and tag != "losses/explained_variance":  # never save a broken agent
-                fail(f"{tag} became {value} in update {iteration + 1}; try a smaller --learning-rate", code=1)
-        if last := self.returns[-100:]:
-            note = f", compiled in {self.compiled:.0f} s" * (self.compiled > 0)
-            self.bar.set_postfix_str(f"mean return {np.mean(last):.1f} (last {len(last)}){note}", refresh=False)
-        self.bar.update(self.global_step - self.bar.n)
-        over = self.bar.n == self.bar.total
-        if over or self.signals or (iteration + 1) % self.args.save_every == 0:
-            self.save_checkpoint(iteration + 1)
-        if self.signals:
-            raise SystemExit(128 + self.signals[0])
-        if over:
-            atexit.unregister(self.hint)
-            self.bar.close()
-            print(f"{self.bar.n:,} steps, {self.bar.postfix}. The curves: tensorboard --logdir {self.dir}")
+    def end_update(self, iteration: int, lr: float, stats: list[dict[str, Tensor]], explained_variance: Tensor) -> None:
+        """Log the means over all minibatches, save when it is due, show progress, and stop if a signal came."""
+        self.iteration = iteration + 1
+        table = torch.stack([torch.stack(list(mb_stats.values())) for mb_stats in stats])  # (minibatches, statistics)
+        means = table.mean(dim=0).tolist()  # waits for the GPU
+        for name, mean in zip(stats[0], means, strict=True):
+            self.writer.add_scalar(f"losses/{name}", mean, self.global_step)
+            if not np.isfinite(mean):  # a broken agent is never saved
+                fail(f"losses/{name} became {mean} in update {self.iteration}; try a smaller --learning-rate", code=1)
+        self.writer.add_scalar("losses/explained_variance", explained_variance.item(), self.global_step)
+        self.writer.add_scalar("charts/learning_rate", lr, self.global_step)
 
-    def save_checkpoint(self, iteration: int) -> None:
-        """Replace the checkpoint in one go: whatever happens while it is written, the one before survives."""
+        now = time.perf_counter()
+        sps = self.args.num_envs * self.args.num_steps / (now - self.last_update)
+        self.last_update = now
+        self.writer.add_scalar("charts/SPS", sps, self.global_step)
+
+        if self.stop_signal or self.iteration % self.args.save_every == 0 or self.global_step >= self.total:
+            self.save()
+        self.show_progress(sps)
+        if self.stop_signal:
+            self.close()
+            raise SystemExit(128 + self.stop_signal)
+
+    def show_progress(self, sps: float) -> None:
+        status = f"{sps:,.0f} steps/s, {self.mean_return()}"
+        self.bar.set_postfix_str(status, refresh=False)
+        self.bar.update(self.global_step - self.bar.n)
+        now = time.perf_counter()
+        if self.bar.disable and now - self.last_line >= 10:
+            self.last_line = now
+            left = (self.total - self.global_step) * (now - self.started) / (self.global_step - self.first_step)
+            steps = f"{self.global_step:,} of {self.total:,} steps, {tqdm.format_interval(left)} left"
+            print(f"{steps}, {status}", file=sys.stderr, flush=True)
+
+    def mean_return(self) -> str:
+        if not self.returns:
+            return "no episode finished yet"
+        return f"mean return {np.mean(self.returns):.1f}"
+
+    def save(self) -> None:
+        """Write a new checkpoint, then rename it over the old one: there is a whole one at every moment."""
         checkpoint = {name: part.state_dict() for name, part in self.parts.items()}
-        checkpoint |= {"version": 1, "script": Path(__file__).stem, "args": asdict(self.args) | {"resume": None}}
-        checkpoint |= {"iteration": iteration, "global_step": self.global_step}
-        checkpoint["rng"] = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+        checkpoint["script"] = Path(__file__).stem
+        checkpoint["version"] = self.version
+        checkpoint["args"] = asdict(self.args) | {"resume": None}
+        checkpoint["iteration"] = self.iteration
+        checkpoint["global_step"] = self.global_step
+        checkpoint["rng"] = torch.get_rng_state()
+        checkpoint["cuda_rng"] = torch.cuda.get_rng_state_all()
         self.writer.flush()
+        temporary = self.dir / "checkpoint.tmp"
         try:
-            with open(self.dir / "checkpoint.tmp", "wb", buffering=0) as file:
+            with temporary.open("wb") as file:
                 torch.save(checkpoint, file)
+                file.flush()
                 os.fsync(file.fileno())
-            os.replace(file.name, self.dir / "checkpoint.pt")
+            temporary.replace(self.dir / "checkpoint.pt")
         except (OSError, RuntimeError) as error:  # a RuntimeError is how torch.save reports a full disk
             fail(f"no checkpoint written to {self.dir}, the one before is kept: {error}", code=1)
-        atexit.unregister(self.hint)
-        atexit.register(self.hint)
 
+    def restore(self) -> None:
+        checkpoint = load_checkpoint(self.dir)
+        self.iteration = checkpoint["iteration"]
+        self.global_step = checkpoint["global_step"]
+        for name, part in self.parts.items():
+            part.load_state_dict(checkpoint[name])
+        torch.set_rng_state(checkpoint["rng"])
+        torch.cuda.set_rng_state_all(checkpoint["cuda_rng"][: torch.cuda.device_count()])
 
-def main(args: Args) -> Agent:
-    """Train and return the agent."""
-    check_args(args)
-    num_iterations = args.total_timesteps // (args.num_envs * args.num_steps)
-    start = load_checkpoint(args.resume) if args.resume else {"iteration": 0, "global_step": 0}
-    run_dir = start.get("run_dir", Path(f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"))
-    device = torch.device(args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(args.seed)
-    torch.backends.cudnn.deterministic = args.torch_deterministic
-    envs = make_envs(args, run_dir)
-    agent = Agent(envs).to(device)
-    optimizer = optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)  # Core 3: not 1e-8
-    torch._dynamo.config.trace_autograd_ops = True  # the compiler shall see torch.autograd.grad
-    mode = "reduce-overhead" if device.type == "cuda" else None  # CUDA graphs: one launch for all kernels
-    compute = torch.compile(compute_gradient, mode=mode) if args.compile else compute_gradient
-    run = Run(args, run_dir, start, agent=agent, optimizer=optimizer)
-    # The rollout. The images lie in memory with their channels last, as convolutions like them best.
-    obs = torch.zeros((args.num_steps, args.num_envs, 84, 84, 4), dtype=torch.uint8, device=device).movedim(-1, 2)
-    actions = torch.zeros((args.num_steps, args.num_envs), dtype=torch.int64, device=device)
-    logprobs, values = torch.zeros((2, args.num_steps, args.num_envs), device=device)
-    rewards, dones = np.zeros((2, args.num_steps, args.num_envs), dtype=np.float32)
-    seeds = np.random.SeedSequence([args.seed, start["iteration"]]).generate_state(args.num_envs)  # new after a resume
-    next_obs = torch.as_tensor(envs.reset(seed=seeds.tolist())[0], device=device)  # (num_envs, 4, 84, 84) uint8
-    next_done = np.zeros(args.num_envs, dtype=bool)
-    for iteration in range(start["iteration"], num_iterations):
-        remaining = 1 - iteration / num_iterations  # 1 in the first iteration
-        lr = args.learning_rate * (remaining if args.anneal_lr else 1)  # Core 4: linear, from the full rate to 0
-        clip_coef = args.clip_coef * (remaining if args.anneal_clip_coef else 1)  # Aux 1: the same for the clip range
-        optimizer.param_groups[0]["lr"] = lr
-        # Roll out num_steps steps of every environment; next_obs and next_done carry over to the next iteration.
-        with torch.no_grad():
-            for step in range(args.num_steps):
-                obs[step], dones[step] = next_obs, next_done
-                actions[step], logprobs[step], _, values[step] = agent.get_action_and_value(next_obs)
-                next_obs, reward, terminated, truncated, infos = envs.step(actions[step].cpu().numpy())
-                rewards[step], next_done = reward, terminated | truncated
-                if args.bootstrap_truncated and (cut := truncated & ~terminated).any():
-                    # The episode was cut, not over: what would have followed is worth V(final observation).
-                    final_obs = torch.as_tensor(np.stack(infos["final_obs"][cut]), device=device)
-                    rewards[step, cut] += args.gamma * agent.get_value(final_obs).cpu().numpy()
-                next_obs = torch.as_tensor(next_obs, device=device)
+    def on_signal(self, signum: int, frame) -> None:
+        """Note the first Ctrl-C or SIGTERM, and finish the update; a second one acts as usual."""
+        self.stop_signal = signum
+        self.restore_handlers()
 
-                run.global_step += args.num_envs
-                for info in (infos, infos.get("final_info", {})):  # a game can also end during a reset
-                    for i in np.flatnonzero(info.get("_episode", False)):
-                        run.log_episode(info["episode"]["r"][i], info["episode"]["l"][i])
+    def restore_handlers(self) -> None:
+        for signum, handler in self.handlers.items():
+            signal.signal(signum, handler)
 
-            b_rewards, b_dones, ended = (torch.as_tensor(x, device=device) for x in (rewards, dones, next_done))
-            next_value = agent.get_value(next_obs)
-        advantages, returns = compute_gae(b_rewards, values, b_dones, next_value, ended, args.gamma, args.gae_lambda)
-        batch = Batch(*(x.flatten(0, 1) for x in (obs, actions, logprobs, values, advantages, returns)))
-        stats, explained_variance = [], 1 - (batch.returns - batch.values).var() / batch.returns.var()
-        for _ in range(args.update_epochs):  # Core 6: each epoch visits every row once, in a new random order
-            for rows in torch.randperm(len(batch.obs), device=device).chunk(args.num_minibatches):
-                mb = Batch(*(field[rows] for field in batch))
-                mb_stats = compute(agent, mb, clip_coef, args) | {"explained_variance": explained_variance}
-                optimizer.step()
-                optimizer.zero_grad()  # lets go of gradients whose memory a CUDA graph will reuse
-                stats.append({name: x.clone() for name, x in mb_stats.items()})  # a CUDA graph will reuse the memory
-            kls = [mb_stats["approx_kl"] for mb_stats in stats[-args.num_minibatches :]]
-            if args.target_kl and sum(kls) > args.target_kl * len(kls):  # Aux 3: this epoch moved the policy too far
-                break
-        run.end_update(iteration, lr, stats)
+    def close(self) -> None:
+        """Close log and bar, and say how the run went if it is over."""
+        self.restore_handlers()
+        self.writer.close()
+        self.bar.close()
+        if self.global_step >= self.total:
+            print(f"{self.global_step:,} steps, {self.mean_return()}. The curves: tensorboard --logdir {self.dir}")
 
-    envs.close()
-    return agent
+    def say_how_to_go_on(self) -> None:
+        """After Ctrl-C or a crash, print the command that continues from the last checkpoint."""
+        if self.global_step < self.total and (self.dir / "checkpoint.pt").exists():
+            command = [sys.orig_argv[0], sys.argv[0], "--resume", str(self.dir)]
+            print("to go on:", shlex.join(command), file=sys.stderr)
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM):  # the first is noted, a second one kills
-        signal.signal(number, lambda n, _: (Run.signals.append(n), signal.signal(n, signal.SIG_DFL)))
     main(parse_args())

@@ -1,7 +1,9 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["envpool==1.2.5", "gymnasium==1.4.0", "moviepy==2.2.1", "numpy==2.4.6", "tensorboard==2.21.0",
-#     "torch==2.13.0", "tqdm==4.70.1", "tyro==1.0.17"]
+# dependencies = [
+#     "envpool==1.2.5", "gymnasium==1.4.0", "moviepy==2.2.1", "numpy==2.4.6", "tensorboard==2.21.0", "torch==2.13.0",
+#     "tqdm==4.70.1", "tyro==1.0.17",
+# ]
 # ///
 """Proximal Policy Optimization for several discrete actions at once, with invalid ones masked.
 
@@ -9,18 +11,26 @@
 
 In EnvPool's Cleaner three robots clean a maze: a return of 21 after 1,000,000 steps, 5 without masks (three seeds).
 Gymnasium's environments with MultiDiscrete actions work too; what info["action_mask"] calls invalid is never taken.
+
+Read from here to the end of `main`: arguments, environments, agent, advantages, loss, and the training loop. What
+comes after `main` (checks, checkpoints, log, progress) has nothing to do with PPO.
 """
 
 import atexit
-import difflib
 import importlib.util
 import os
+import shlex
 import shutil
 import signal
 import sys
+import threading
 import time
-from dataclasses import asdict, dataclass
-from functools import partial
+import traceback
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property, partial
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, NoReturn
 
@@ -29,111 +39,218 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
+from gymnasium.utils.save_video import capped_cubic_video_schedule, save_video
 from torch import Tensor, nn, optim
-from torch.distributions import Categorical
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 
 @dataclass
 class Args:
-    env_id: str = "Jumanji/Cleaner-v0"  # EnvPool's or Gymnasium's, with several discrete actions at once
-    total_timesteps: int = 1_000_000  # environment steps of the whole run, all environments together
-    learning_rate: float = 2.5e-4  # step size of Adam at the first update
-    num_envs: int = 16  # environments that are stepped side by side
+    # Environment
+    env_id: str = "Jumanji/Cleaner-v0"  # EnvPool's Cleaner, or Gymnasium environment with several discrete actions
+    num_envs: int = 16  # environments stepped side by side
+    capture_video: bool = False  # record videos of the first environment into the run folder
+    action_mask: bool = True  # never take an action that the environment calls invalid
+
+    # Algorithm
+    total_timesteps: int = 1_000_000  # environment steps in total, over all environments
     num_steps: int = 128  # steps of each environment per update
-    anneal_lr: bool = True  # let the learning rate fall linearly to 0
+    num_minibatches: int = 4  # minibatches per epoch
+    update_epochs: int = 4  # passes over the batch per update
+    learning_rate: float = 2.5e-4  # Adam's step size at the first update
+    anneal_lr: bool = True  # decrease the learning rate linearly to 0
     gamma: float = 0.99  # discount factor
     gae_lambda: float = 0.95  # lambda of generalized advantage estimation
-    num_minibatches: int = 4  # minibatches into which each epoch splits the batch
-    update_epochs: int = 4  # passes over the batch per update
     norm_adv: bool = True  # normalise the advantages of each minibatch
-    clip_coef: float = 0.2  # the ratio is clipped to [1 - clip_coef, 1 + clip_coef]
-    anneal_clip_coef: bool = False  # let clip_coef fall linearly to 0 too
+    clip_coef: float = 0.2  # clip the ratio to [1 - clip_coef, 1 + clip_coef]
+    anneal_clip_coef: bool = False  # decrease clip_coef linearly to 0 as well
     clip_vloss: bool = True  # clip the change of the value prediction by clip_coef as well
     ent_coef: float = 0.01  # weight of the entropy bonus
     vf_coef: float = 0.5  # weight of the value loss
-    max_grad_norm: float = 0.5  # the global norm of the gradient is clipped to this
+    max_grad_norm: float = 0.5  # clip the global norm of the gradient to this
     target_kl: float | None = None  # stop the epochs of an update once their mean approximate KL exceeds this
-    action_mask: bool = True  # never take an action that the environment calls invalid
+    bootstrap_truncated: bool = False  # at a time limit, bootstrap from the final observation (the official code: no)
+    shared_network: bool = False  # one body for policy and value instead of two
+
+    # Run
     seed: int = 1  # seed of everything random
     torch_deterministic: bool = True  # use deterministic GPU kernels
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto is the CPU: networks this small are faster there
-    compile: bool = False  # compile the learner; takes a minute at the start and needs a C++ compiler
-    exp_name: str = Path(__file__).stem  # name of the experiment, part of the name of the run folder
-    capture_video: bool = False  # record videos of the first environment into the run folder
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto is the CPU: it is faster for networks this small
+    compile: bool = False  # compile the learner; needs a C++ compiler, and up to a minute at the start
+    exp_name: str = Path(__file__).stem  # name of the experiment, part of the run folder's name
     save_every: int = 100  # updates between two checkpoints
-    # run folder to go on with; may change: --total-timesteps --device --compile --save-every --capture-video --track
+    # run folder to continue, or the beginning of its name; then only these may change: --total-timesteps --device
+    # --compile --save-every --capture-video --track
     resume: Path | None = None
     track: bool = False  # log to Weights & Biases too (it reads WANDB_PROJECT, WANDB_ENTITY and WANDB_MODE)
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Environments
+
+
 def make_env(env_id: str, idx: int, capture_video: bool, run_dir: Path) -> gym.Env:
     """Make environment number `idx`; number 0 records videos if asked to."""
-    if not (capture_video and idx == 0):
-        return gym.make(env_id)
-    env = gym.make(env_id, render_mode="rgb_array")
-    return gym.wrappers.RecordVideo(env, str(run_dir / "videos"), disable_logger=True)
+    record = capture_video and idx == 0
+    env = gym.make(env_id, render_mode="rgb_array" if record else None)
+    check_spaces(env_id, env)
+    if len(env.observation_space.shape or ()) != 1:
+        env = gym.wrappers.FlattenObservation(env)
+    if isinstance(env.action_space, gym.spaces.MultiBinary):
+        nvec = np.full(env.action_space.shape, 2)
+        start = np.zeros(env.action_space.shape, dtype=np.int64)
+    else:
+        nvec = env.action_space.nvec
+        start = env.action_space.start
+    # The agent's actions are vectors, and count from 0.
+    space = gym.spaces.MultiDiscrete(nvec.flatten())
+    env = gym.wrappers.TransformAction(env, lambda action: start + action.reshape(start.shape), space)
+    if record:
+        env = gym.wrappers.RecordVideo(env, str(run_dir / "videos"), disable_logger=True)
+    return gym.wrappers.RecordEpisodeStatistics(env)
 
 
-class Cleaner(gym.vector.VectorWrapper):
-    """EnvPool's Cleaner the way Gymnasium has it: vector observations, MultiDiscrete actions, the mask in infos."""
+def make_envs(args: Args, run_dir: Path) -> gym.vector.VectorEnv:
+    """Core 1: vectorised environments, which one policy steps side by side."""
+    if args.env_id == "Jumanji/Cleaner-v0":
+        return ActionMask(Cleaner(args, run_dir), args)
+    thunks = [partial(make_env, args.env_id, i, args.capture_video, run_dir) for i in range(args.num_envs)]
+    # SAME_STEP: the step that ends an episode returns the first observation of the next one. Gymnasium's default,
+    # NEXT_STEP, spends a step on the reset, and the learner would train on a transition that never happened.
+    envs = gym.vector.SyncVectorEnv(thunks, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+    return ActionMask(envs, args)
 
+
+def check_spaces(env_id: str, env: gym.Env) -> None:
+    """End with one line if this script cannot train on `env`."""
+    check_observations(env_id, env.observation_space)
+    if isinstance(env.action_space, gym.spaces.Box):
+        fail(f"{env_id} has continuous actions: use ppo_continuous_action.py")
+    if isinstance(env.action_space, gym.spaces.Discrete):
+        fail(f"{env_id} has one discrete action, {env.action_space}: use ppo.py")
+    if not isinstance(env.action_space, gym.spaces.MultiDiscrete | gym.spaces.MultiBinary):
+        fail(f"{env_id} has the actions {env.action_space}, not MultiDiscrete: change them in make_env, in a wrapper")
+
+
+def check_observations(env_id: str, space: gym.Space) -> None:
+    """End with one line unless `space` holds nothing but numbers, which FlattenObservation makes a vector of."""
+    if isinstance(space, gym.spaces.Dict | gym.spaces.Tuple):
+        for part in space.values() if isinstance(space, gym.spaces.Dict) else space:
+            check_observations(env_id, part)
+    elif isinstance(space, gym.spaces.Box):
+        if space.dtype == np.uint8 and len(space.shape) == 3 and min(space.shape[:2]) >= 36:
+            fail(f"{env_id} observes images, {space}: give the Agent in a copy of this script ppo_atari.py's network")
+    elif not isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary):
+        fail(f"{env_id} observes {space}, which is no number: leave it out in make_env, with FilterObservation")
+
+
+class Cleaner(gym.vector.VectorEnv):
+    """EnvPool's Cleaner the way Gymnasium has it: vector observations, MultiDiscrete actions, the mask in infos.
+
+    EnvPool spends the step after an episode's end on the reset. That step is taken here at once, by those environments
+    alone that need it, so that no learner sees it.
+    """
+
+    metadata: ClassVar = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}
     single_observation_space = gym.spaces.Box(0, 1, (601,))  # 3 maps of the tiles, 3 of the robots, and the time
     single_action_space = gym.spaces.MultiDiscrete([4, 4, 4])
 
-    def reset(self, **kwargs):
-        return self.flatten(*self.env.reset())
+    def __init__(self, args: Args, run_dir: Path):
+        self.args = args
+        self.num_envs = args.num_envs
+        self.video_dir = run_dir / "videos"
+        self.film = []  # of the first environment's episode
+        self.episodes = 0  # that the first environment has finished
 
-    def step(self, actions):
-        obs, reward, terminated, truncated, infos = self.env.step(actions.astype(np.int32))
-        obs, infos = self.flatten(obs, infos)
-        return obs, reward, terminated, truncated, infos
+    def reset(self, *, seed: list[int], options: dict | None = None) -> tuple[np.ndarray, dict]:
+        self.pool = envpool.make(
+            self.args.env_id,
+            env_type="gymnasium",
+            num_envs=self.num_envs,
+            seed=[number >> 1 for number in seed],  # EnvPool takes 31 bits, and only when it is made
+            render_mode="rgb_array" if self.args.capture_video else None,
+        )
+        self.episode_returns = np.zeros(self.num_envs)
+        obs, _ = self.pool.reset()
+        return self.flatten(obs), self.masks(obs)
 
-    def flatten(self, obs: dict, infos: dict) -> tuple[np.ndarray, dict]:
-        tiles, robots = np.eye(3)[obs["grid"]].reshape(-1, 300), np.eye(100)[obs["agents_locations"] @ [10, 1]]
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
+        obs, rewards, terminated, truncated, infos = self.pool.step(actions.astype(np.int32))
+        self.episode_returns += rewards
+        done = terminated | truncated
+        final_obs = self.flatten(obs)
+        more = {
+            "episode": {"r": self.episode_returns.copy(), "l": infos["elapsed_step"]},
+            "_episode": done,
+            "final_obs": final_obs,
+        }
+        if self.args.capture_video:
+            self.record(done[0])
+        self.episode_returns[done] = 0
+        if done.any():
+            ended = np.flatnonzero(done)
+            first_obs, *_ = self.pool.step(np.zeros((len(ended), 3), dtype=np.int32), ended)
+            for name in obs:
+                obs[name][ended] = first_obs[name]
+        return self.flatten(obs), rewards, terminated, truncated, self.masks(obs) | more
+
+    def flatten(self, obs: dict) -> np.ndarray:
+        """Return the observations as vectors, (num_envs, 601)."""
+        tiles = np.eye(3)[obs["grid"]].reshape(-1, 300)
+        robots = np.eye(100)[obs["agents_locations"] @ [10, 1]].reshape(-1, 300)
+        return np.hstack([tiles, robots, obs["step_count"][:, None] / 100])
+
+    def masks(self, obs: dict) -> dict:
         # In some mazes the robots are walled in from the start: whatever they do ends the episode, so all is allowed.
-        mask = obs["action_mask"] | ~obs["action_mask"].any(axis=-1, keepdims=True)
-        infos |= {"action_mask": mask, "_action_mask": np.ones(self.num_envs, dtype=bool)}
-        return np.hstack([tiles, robots.reshape(-1, 300), obs["step_count"][:, None] / 100]), infos
+        valid = obs["action_mask"] | ~obs["action_mask"].any(axis=-1, keepdims=True)
+        return {"action_mask": valid, "_action_mask": np.ones(self.num_envs, dtype=bool)}
 
-    def render(self):
-        return self.num_envs * tuple(self.env.render())  # only the first one is filmed
-
-
-def make_envs(args: Args, seeds: list[int], run_dir: Path) -> gym.vector.VectorEnv:
-    """Make the vector environment, or end with one line that says why this script cannot train on it."""
-    if args.env_id == "Jumanji/Cleaner-v0":
-        envs = Cleaner(envpool.make_gymnasium(args.env_id, num_envs=args.num_envs, seed=seeds, render_mode="rgb_array"))
-        if args.capture_video:
-            envs = gym.wrappers.vector.RecordVideo(envs, str(run_dir / "videos"), record_first_only=True)
-        return envs
-    try:
-        # Core 1: one policy steps all environments. NEXT_STEP: each reset has a step of its own, as in EnvPool.
-        thunks = [partial(make_env, args.env_id, i, args.capture_video, run_dir) for i in range(args.num_envs)]
-        envs = gym.vector.SyncVectorEnv(thunks, autoreset_mode=gym.vector.AutoresetMode.NEXT_STEP)
-    except (gym.error.Error, ImportError, ValueError) as error:
-        names = ", ".join(difflib.get_close_matches(args.env_id, ["Jumanji/Cleaner-v0", *gym.registry])) or "none"
-        fail(f"{args.env_id}: {error} (closest names: {names})")
-    obs_space, action_space = envs.single_observation_space, envs.single_action_space
-    if not isinstance(obs_space, gym.spaces.Box) or len(obs_space.shape) != 1:
-        fail(f"{args.env_id} observes {obs_space}, not a vector: use gym.wrappers.FlattenObservation in make_env")
-    if not isinstance(action_space, gym.spaces.MultiDiscrete) or len(action_space.shape) != 1:
-        fail(f"{args.env_id} has {action_space}, no flat MultiDiscrete actions: see ppo.py, ppo_continuous_action.py")
-    return envs
+    def record(self, done: bool) -> None:
+        """Film episode 0, 1, 8, 27, ... of the first environment."""
+        if capped_cubic_video_schedule(self.episodes):
+            self.film.extend(self.pool.render(env_ids=0))
+        if done:
+            save_video(self.film, str(self.video_dir), episode_index=self.episodes, fps=10)
+            self.film = []
+            self.episodes += 1
 
 
-def valid_actions(args: Args, infos: dict, done: np.ndarray, nvec: np.ndarray) -> np.ndarray:
-    """Return which actions are valid, (num_envs, nvec.sum()) bool: as infos["action_mask"] says, else all of them."""
-    valid = np.ones((args.num_envs, nvec.sum()), dtype=bool)
-    if args.action_mask and "action_mask" in infos:
-        masks = infos["action_mask"].reshape(args.num_envs, -1).astype(bool)
+class ActionMask(gym.vector.VectorWrapper):
+    """Aux 4: say in infos["action_mask"], (num_envs, sum of nvec) bool, which actions are valid (all, if none says)."""
+
+    def __init__(self, envs: gym.vector.VectorEnv, args: Args):
+        super().__init__(envs)
+        self.args = args
+        self.nvec = envs.single_action_space.nvec
+
+    def reset(self, **kwargs) -> tuple[np.ndarray, dict]:
+        obs, infos = self.env.reset(**kwargs)
+        infos["action_mask"] = self.valid_actions(infos)
+        return obs, infos
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
+        obs, rewards, terminated, truncated, infos = self.env.step(actions)
+        infos["action_mask"] = self.valid_actions(infos)
+        return obs, rewards, terminated, truncated, infos
+
+    def valid_actions(self, infos: dict) -> np.ndarray:
+        valid = np.ones((self.num_envs, self.nvec.sum()), dtype=bool)
+        if not self.args.action_mask or "action_mask" not in infos:
+            return valid
+        masks = infos["action_mask"].reshape(self.num_envs, -1).astype(bool)
         if masks.shape != valid.shape:
-            fail(f"the action masks of {args.env_id} have the shape {masks.shape[1:]}, not {valid.shape[1:]}")
-        valid = masks | ~(infos["_action_mask"] & ~done)[:, None]  # after an episode's end any action will do
-        if not np.logical_or.reduceat(valid, np.cumsum(nvec) - nvec, axis=1).all():
-            fail(f"{args.env_id} masks every choice of an action component: it should end the episode there instead")
-    return valid
+            fail(f"the action masks of {self.args.env_id} have the shape {masks.shape[1:]}, not {valid.shape[1:]}")
+        valid = masks | ~infos["_action_mask"][:, None]
+        if not np.logical_or.reduceat(valid, np.cumsum(self.nvec) - self.nvec, axis=1).all():
+            fail(
+                f"{self.args.env_id} masks every choice of an action component: it should end the episode there instead"
+            )
+        return valid
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Agent
 
 
 def layer_init(layer: nn.Module, std: float = 2**0.5, bias: float = 0.0) -> nn.Module:
@@ -143,34 +260,71 @@ def layer_init(layer: nn.Module, std: float = 2**0.5, bias: float = 0.0) -> nn.M
     return layer
 
 
+def sample(logits: Tensor, greedy: bool = False) -> Tensor:
+    """Draw an action from the softmax of each row of logits, or take the likeliest: (batch, actions) -> (batch,)."""
+    if greedy:
+        return logits.argmax(dim=-1)
+    # The argmax of logits plus Gumbel noise is such a draw (baselines common/distributions.py#L199).
+    gumbel = -torch.empty_like(logits).exponential_().log()
+    return (logits + gumbel).argmax(dim=-1)
+
+
 class Agent(nn.Module):
     """Policy and value networks (baselines common/policies.py)."""
 
-    def __init__(self, envs: gym.vector.VectorEnv):
+    def __init__(self, envs: gym.vector.VectorEnv, shared_network: bool = False):
         super().__init__()
-        obs_size, self.nvec = envs.single_observation_space.shape[0], envs.single_action_space.nvec.tolist()
+        obs_size = envs.single_observation_space.shape[0]
+        self.nvec = envs.single_action_space.nvec.tolist()  # number of choices of each component
 
-        def mlp(outputs: int, std: float) -> nn.Module:
-            body = layer_init(nn.Linear(obs_size, 64)), nn.Tanh(), layer_init(nn.Linear(64, 64)), nn.Tanh()
-            return nn.Sequential(*body, layer_init(nn.Linear(64, outputs), std=std))
+        def body() -> list[nn.Module]:
+            return [
+                layer_init(nn.Linear(obs_size, 64)),
+                nn.Tanh(),
+                layer_init(nn.Linear(64, 64)),
+                nn.Tanh(),
+            ]
 
-        # Core 13: two networks. The small gain of the policy's head makes all actions about equally likely at first.
-        self.actor, self.critic = mlp(sum(self.nvec), std=0.01), mlp(1, std=1.0)
+        actor_body = body()
+        critic_body = actor_body if shared_network else body()  # Core 13: separate networks, or one body for both
+        # The small gain makes all actions about equally likely at the start.
+        self.actor = nn.Sequential(*actor_body, layer_init(nn.Linear(64, sum(self.nvec)), std=0.01))
+        self.critic = nn.Sequential(*critic_body, layer_init(nn.Linear(64, 1), std=1.0))
 
     def get_value(self, x: Tensor) -> Tensor:
         """Return the value of each observation: (batch, obs_size) -> (batch,)."""
         return self.critic(x).squeeze(-1)
 
-    def get_action_and_value(self, x: Tensor, action: Tensor | None = None, action_mask: Tensor | None = None):
-        """Return action (batch, components), log-probability, entropy, value (batch,); sample where none is given."""
+    def get_logits(self, x: Tensor, action_mask: Tensor | None) -> tuple[Tensor, ...]:
+        """Return the logits of each component, (batch, choices); `action_mask` is (batch, sum of nvec) bool."""
         logits = self.actor(x)
         if action_mask is not None:  # Aux 4: the most negative number gives a probability and a gradient of exactly 0
             logits = torch.where(action_mask, logits, torch.finfo(logits.dtype).min)
-        # MultiDiscrete 1: components are independent, so log-probabilities and entropies add up
-        probs = [Categorical(logits=part, validate_args=False) for part in logits.split(self.nvec, dim=-1)]
-        action = torch.stack([p.sample() for p in probs], dim=-1) if action is None else action
-        logprob = sum(p.log_prob(a) for p, a in zip(probs, action.unbind(-1), strict=True))
-        return action, logprob, sum(p.entropy() for p in probs), self.get_value(x)
+        return logits.split(self.nvec, dim=-1)
+
+    def get_action(self, x: Tensor, action_mask: Tensor | None = None, greedy: bool = False) -> Tensor:
+        """Sample an action for each observation, or take the likeliest: (batch, obs_size) -> (batch, components)."""
+        return torch.stack([sample(logits, greedy) for logits in self.get_logits(x, action_mask)], dim=-1)
+
+    def get_action_and_value(self, x: Tensor, action: Tensor | None = None, action_mask: Tensor | None = None):
+        """Return action (batch, components), log-probability, entropy and value (batch,); sample if none is given."""
+        if action is None:
+            action = self.get_action(x, action_mask)
+        # MultiDiscrete 1: the components are independent, so log-probabilities and entropies add up
+        logprob = 0.0
+        entropy = 0.0
+        for logits, choice in zip(self.get_logits(x, action_mask), action.unbind(dim=-1), strict=True):
+            logprobs = logits.log_softmax(dim=-1)  # (batch, choices)
+            logprob = logprob + logprobs.gather(-1, choice[:, None])[:, 0]
+            entropy = entropy - (logprobs.exp() * logprobs).sum(dim=-1)
+        return action, logprob, entropy, self.get_value(x)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return self.get_action_and_value(*inputs)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Advantages and loss
 
 
 class Batch(NamedTuple):
@@ -184,267 +338,470 @@ class Batch(NamedTuple):
     returns: Tensor  # (rows,) target of the value function
     action_masks: Tensor  # (rows, sum of nvec) bool, the actions that were valid
 
+    def select(self, rows: Tensor) -> "Batch":
+        return Batch(*(field[rows] for field in self))
+
 
 def compute_gae(rewards, values, dones, next_value, next_done, gamma, gae_lambda) -> tuple[Tensor, Tensor]:
     """Core 5: generalized advantage estimation (Schulman et al. 2016, eq. 16; baselines ppo2/runner.py#L56-L65).
 
     `rewards`, `values`, `dones` are (num_steps, num_envs); `dones[t]` is 1 where `obs[t]` begins an episode.
-    `next_value`, `next_done` (num_envs,) belong to the last observation. Returns advantages and value targets.
+    `next_value`, `next_done` (num_envs,) belong to the observation after the last step. Returns the advantages and
+    the targets of the value function, both (num_steps, num_envs).
     """
-    continues = 1.0 - torch.cat([dones[1:], next_done[None]])  # did the episode go on after step t?
     next_values = torch.cat([values[1:], next_value[None]])
-    deltas, decay = rewards + gamma * continues * next_values - values, gamma * gae_lambda * continues
-    advantages = [torch.zeros_like(next_value)]  # what follows the last step; from there backwards in time
-    for delta, factor in zip(deltas.flip(0), decay.flip(0), strict=True):
-        advantages.append(delta + factor * advantages[-1])
-    advantages = torch.stack(advantages[:0:-1])
+    continues = 1.0 - torch.cat([dones[1:], next_done[None]])  # 0 where the episode ended with step t
+    deltas = rewards + gamma * continues * next_values - values
+
+    advantages = torch.zeros_like(rewards)
+    advantage = torch.zeros_like(next_value)  # of what follows the last step
+    for t in reversed(range(len(rewards))):
+        advantage = deltas[t] + gamma * gae_lambda * continues[t] * advantage
+        advantages[t] = advantage
     return advantages, advantages + values
 
 
 def ppo_loss(agent: Agent, mb: Batch, clip_coef: float, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the loss of one minibatch and its statistics (Schulman et al. 2017, eq. 7 and 9), all scalars."""
-    _, logprobs, entropy, values = agent.get_action_and_value(mb.obs, mb.actions, mb.action_masks)
+    _, logprobs, entropies, values = agent(mb.obs, mb.actions, mb.action_masks)
     logratio = logprobs - mb.logprobs
     ratio = logratio.exp()
+
     advantages = mb.advantages
     if args.norm_adv:  # Core 7: per minibatch, with the population standard deviation
         advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
-    clipped_ratio = ratio.clamp(1 - clip_coef, 1 + clip_coef)  # Core 8: the worse of clipped and unclipped counts
+
+    # Core 8: the clipped surrogate objective; the worse of clipped and unclipped counts
+    clipped_ratio = ratio.clamp(1 - clip_coef, 1 + clip_coef)
     policy_loss = -torch.min(advantages * ratio, advantages * clipped_ratio).mean()
+
     value_losses = (values - mb.returns) ** 2
     if args.clip_vloss:  # Core 9: the value may move by clip_coef at most, too
         clipped_values = mb.values + (values - mb.values).clamp(-clip_coef, clip_coef)
         value_losses = torch.max(value_losses, (clipped_values - mb.returns) ** 2)
     value_loss = 0.5 * value_losses.mean()
-    loss = policy_loss - args.ent_coef * entropy.mean() + args.vf_coef * value_loss  # Core 10: one loss, one optimiser
+
+    entropy = entropies.mean()
+    loss = policy_loss - args.ent_coef * entropy + args.vf_coef * value_loss  # Core 10: one loss, one optimiser
+
     with torch.no_grad():  # Core 12: debug variables
-        stats = {"policy_loss": policy_loss.detach(), "value_loss": value_loss.detach(), "entropy": entropy.mean()}
-        stats["old_approx_kl"] = -logratio.mean()
-        stats["approx_kl"] = (ratio - 1 - logratio).mean()  # never negative, less variance (Schulman 2020)
-        stats["clipfrac"] = ((ratio - 1).abs() > clip_coef).float().mean()
+        stats = {
+            "policy_loss": policy_loss.detach(),
+            "value_loss": value_loss.detach(),
+            "entropy": entropy.detach(),
+            "old_approx_kl": -logratio.mean(),
+            "approx_kl": (ratio - 1 - logratio).mean(),  # never negative, less variance (Schulman 2020)
+            "clipfrac": ((ratio - 1).abs() > clip_coef).float().mean(),
+        }
     return loss, stats
 
 
 def compute_gradient(agent: Agent, mb: Batch, clip_coef: float, args: Args) -> dict[str, Tensor]:
-    """Set `grad` of every parameter to the clipped gradient of one minibatch, and return the minibatch's statistics."""
-    loss, stats = ppo_loss(agent, mb, clip_coef, args)
-    parameters = [parameter for parameter in agent.parameters() if parameter.requires_grad]
-    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-        parameter.grad = gradient.contiguous()  # laid out in memory as the parameter is
-    stats["grad_norm"] = nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)  # Core 11: over all weights
+    """Set the gradient of every parameter to that of the minibatch's loss, clipped; return the statistics."""
+    if torch.compiler.is_compiling():
+        # As loss.backward() below, in a form that the compiler takes whole.
+        def loss_of(parameters: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+            return ppo_loss(partial(call_with, parameters), mb, clip_coef, args)
+
+        def call_with(parameters: dict[str, Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
+            return torch.func.functional_call(agent, parameters, inputs)
+
+        with torch.no_grad():
+            gradients, stats = torch.func.grad(loss_of, has_aux=True)(dict(agent.named_parameters()))
+        for name, parameter in agent.named_parameters():
+            parameter.grad = gradients[name].contiguous()  # laid out in memory as the parameter is
+    else:
+        loss, stats = ppo_loss(agent, mb, clip_coef, args)
+        loss.backward()
+    # Core 11: the norm over all parameters is clipped
+    stats["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
     return stats
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+
+
+def main(args: Args) -> Agent:
+    """Train and return the agent."""
+    check_args(args)
+    batch_size = args.num_envs * args.num_steps
+    num_iterations = args.total_timesteps // batch_size
+    run_dir = args.resume or new_run_dir(args)
+    device = torch.device("cpu" if args.device == "auto" else args.device)
+    torch.set_num_threads(1)  # a second thread does not make networks this small faster; leave it to a second seed
+    torch.manual_seed(args.seed)
+    torch.backends.cudnn.deterministic = args.torch_deterministic
+
+    with one_line_errors(args.env_id):
+        envs = make_envs(args, run_dir)
+    agent = Agent(envs, args.shared_network).to(device)
+    optimizer = optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)  # Core 3: not 1e-8
+    gradient_fn = torch.compile(compute_gradient) if args.compile else compute_gradient
+    run = Run(args, run_dir, agent=agent, optimizer=optimizer)
+
+    # One rollout. NumPy arrays are filled faster than tensors, and become tensors once per update.
+    obs = np.zeros((args.num_steps, args.num_envs, *envs.single_observation_space.shape), dtype=np.float32)
+    nvec = envs.single_action_space.nvec
+    actions = np.zeros((args.num_steps, args.num_envs, len(nvec)), dtype=np.int64)
+    masks = np.zeros((args.num_steps, args.num_envs, nvec.sum()), dtype=bool)
+    rewards = np.zeros((args.num_steps, args.num_envs), dtype=np.float32)
+    dones = np.zeros((args.num_steps, args.num_envs), dtype=np.float32)
+    to_tensor = partial(torch.as_tensor, dtype=torch.float32, device=device)
+
+    next_obs, infos = envs.reset(seed=run.env_seeds())  # (num_envs, obs_size)
+    next_done = np.zeros(args.num_envs, dtype=bool)
+
+    for iteration in range(run.iteration, num_iterations):
+        remaining = 1 - iteration / num_iterations  # 1 in the first iteration
+        lr = args.learning_rate * remaining if args.anneal_lr else args.learning_rate  # Core 4: linearly to 0
+        clip_coef = args.clip_coef * remaining if args.anneal_clip_coef else args.clip_coef  # Aux 1: likewise
+        optimizer.param_groups[0]["lr"] = lr
+
+        # Roll out the policy. next_obs and next_done carry over to the next iteration.
+        with torch.no_grad():
+            for step in range(args.num_steps):
+                obs[step] = next_obs
+                dones[step] = next_done
+                masks[step] = infos["action_mask"]
+                actions[step] = (
+                    agent.get_action(to_tensor(next_obs), torch.as_tensor(masks[step], device=device)).cpu().numpy()
+                )
+                next_obs, rewards[step], terminated, truncated, infos = envs.step(actions[step])
+                next_done = terminated | truncated
+                run.end_step(infos)
+
+                cut = truncated & ~terminated
+                if args.bootstrap_truncated and cut.any():
+                    # A time limit cut the episode: what would have followed is worth V(final observation).
+                    final_obs = torch.stack([to_tensor(x) for x in infos["final_obs"][cut]])
+                    rewards[step, cut] += args.gamma * agent.get_value(final_obs).cpu().numpy()
+
+            # The weights stayed the same all along: compute log-probabilities and values at once, which is faster.
+            b_obs = to_tensor(obs).flatten(0, 1)
+            b_actions = torch.as_tensor(actions, device=device).flatten(0, 1)
+            b_masks = torch.as_tensor(masks, device=device).flatten(0, 1)
+            _, logprobs, _, values = agent.get_action_and_value(b_obs, b_actions, b_masks)
+            next_value = agent.get_value(to_tensor(next_obs))
+
+        advantages, returns = compute_gae(
+            rewards=to_tensor(rewards),
+            values=values.view(args.num_steps, args.num_envs),
+            dones=to_tensor(dones),
+            next_value=next_value,
+            next_done=to_tensor(next_done),
+            gamma=args.gamma,
+            gae_lambda=args.gae_lambda,
+        )
+        batch = Batch(
+            obs=b_obs,
+            actions=b_actions,
+            logprobs=logprobs,
+            values=values,
+            advantages=advantages.flatten(),
+            returns=returns.flatten(),
+            action_masks=b_masks,
+        )
+
+        stats = []
+        for _ in range(args.update_epochs):
+            # Core 6: every epoch visits every row once, in a new random order
+            for rows in torch.randperm(batch_size, device=device).chunk(args.num_minibatches):
+                optimizer.zero_grad()
+                mb_stats = gradient_fn(agent, batch.select(rows), clip_coef, args)
+                optimizer.step()
+                stats.append(mb_stats)
+            if args.target_kl is not None:  # Aux 3: stop when this epoch has moved the policy too far
+                epoch_kl = torch.stack([mb_stats["approx_kl"] for mb_stats in stats[-args.num_minibatches :]]).mean()
+                if epoch_kl > args.target_kl:
+                    break
+
+        explained_variance = 1 - (batch.returns - batch.values).var() / batch.returns.var()
+        run.end_update(iteration, lr, stats, explained_variance)
+
+    run.close()
+    envs.close()
+    return agent
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The algorithm ends here. What follows is the same in every script: it checks the arguments, saves and resumes the run,
+# logs it, and shows its progress.
+
+
 def fail(message: str, code: int = 2) -> NoReturn:
-    """End with one line on stderr; exit code 2 stands for wrong usage. (From here to `main`: no algorithm.)"""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    """End with one line on stderr; exit code 2 means wrong usage."""
+    print("error:", " ".join(message.split()), file=sys.stderr)
     raise SystemExit(code)
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def check_args(args: Args) -> None:
     """End with one line that says what to change if the arguments make no sense."""
-    highest = {"gamma": 1, "gae_lambda": 1, "seed": 2**31 - 1}
-    for name, kind in Args.__annotations__.items():
-        low, high, value = int(kind is int and name != "seed"), highest.get(name, 10**12), getattr(args, name)
-        if kind in (int, float, float | None) and not low <= (value or 0) <= high:
-            fail(f"--{name.replace('_', '-')} must lie between {low} and {high}, not at {value}")
+    for name in ("num_envs", "num_steps", "num_minibatches", "update_epochs", "total_timesteps", "save_every"):
+        if getattr(args, name) < 1:
+            fail(f"{flag(name)} must be at least 1, not {getattr(args, name)}")
+    for name in ("learning_rate", "clip_coef", "ent_coef", "vf_coef", "max_grad_norm"):
+        if not 0 <= getattr(args, name) < float("inf"):
+            fail(f"{flag(name)} must be a number from 0 up, not {getattr(args, name)}")
+    for name in ("gamma", "gae_lambda"):
+        if not 0 <= getattr(args, name) <= 1:
+            fail(f"{flag(name)} must lie between 0 and 1, not at {getattr(args, name)}")
+    if args.target_kl is not None and not args.target_kl >= 0:
+        fail(f"--target-kl must be a number from 0 up, not {args.target_kl}")
+    if not 0 <= args.seed < 2**31:
+        fail(f"--seed must lie between 0 and {2**31 - 1}, not at {args.seed}")
+
     batch_size = args.num_envs * args.num_steps
-    if batch_size % args.num_minibatches:
+    if batch_size % args.num_minibatches != 0:
         fail(f"--num-minibatches {args.num_minibatches} does not divide --num-envs times --num-steps, {batch_size}")
     if args.total_timesteps < batch_size:
         fail(f"--total-timesteps {args.total_timesteps} is less than --num-envs times --num-steps, {batch_size}")
     if args.device != "auto" and not torch.get_device_module(args.device).is_available():
         fail(f"--device {args.device}: PyTorch finds no such device here; use --device cpu")
-    if args.compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
-        fail("--compile needs a C++ compiler, and there is none: install g++, or leave --compile out")
-    if not all(map(importlib.util.find_spec, ["wandb"] * args.track + ["moviepy"] * args.capture_video)):
-        fail("a package is missing: --track needs pip install wandb, --capture-video needs pip install moviepy")
+    if args.compile and not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
+        fail("--compile needs a C++ compiler: install g++, or leave --compile out")
+    if args.track and importlib.util.find_spec("wandb") is None:
+        fail("--track needs Weights & Biases: pip install wandb")
+    if args.capture_video and importlib.util.find_spec("moviepy") is None:
+        fail("--capture-video needs moviepy: pip install moviepy")
 
 
-def load_checkpoint(path: Path) -> dict:
-    """Read the checkpoint of a run of this script, or end with one line that says what is wrong with it."""
-    path = path / "checkpoint.pt" if path.is_dir() else path
+@contextmanager
+def one_line_errors(env_id: str) -> Iterator[None]:
+    """Turn what goes wrong while environments are made into one line."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # a stranger's file cannot run code
-        script, version = checkpoint["script"], checkpoint["version"]
-    except Exception:  # whatever a missing or damaged file makes the unpickler raise
-        fail(f"{path} is missing, damaged or no checkpoint: --resume takes the folder of a run, runs/...")
-    if (script, version) != (Path(__file__).stem, 1) or checkpoint["args"].keys() - Args.__annotations__.keys():
-        fail(f"{path} is by {script}.py, format {version}, but not by this version of {Path(__file__).name}")
-    return checkpoint | {"run_dir": path.parent}
+        yield
+    except gym.error.UnregisteredEnv as error:
+        fail(f"{env_id}: {error} (Atari games: ppo_atari.py; environments of a package: --env-id package:Name-v0)")
+    except gym.error.Error as error:
+        fail(f"{env_id}: {error}")
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        fail(f"{env_id}: {type(error).__name__}: {error} ({place.filename}, line {place.lineno})")
+
+
+# A resumed run keeps its arguments, all but these.
+MAY_CHANGE = ("total_timesteps", "device", "compile", "save_every", "capture_video", "track", "resume")
 
 
 def parse_args() -> Args:
     """Read the command line; with --resume, what it leaves out comes from the checkpoint."""
     args = tyro.cli(Args, description=__doc__)
-    if args.resume:
-        checkpoint = load_checkpoint(args.resume)
-        saved = checkpoint["args"] | {"resume": args.resume}
-        args = tyro.cli(Args, default=Args(**saved))
-        may_change = {"total_timesteps", "device", "compile", "save_every", "capture_video", "track"}
-        for name in sorted(saved.keys() - may_change):
-            if getattr(args, name) != saved[name]:
-                fail(f"--{name.replace('_', '-')} is {saved[name]} in the run to resume and cannot change")
-        if checkpoint["iteration"] >= args.total_timesteps // (args.num_envs * args.num_steps):
-            fail(f"the run is over, at {checkpoint['global_step']} steps: give it more with --total-timesteps")
+    if args.resume is None:
+        return args
+    args.resume = find_run(args.resume)
+    checkpoint = load_checkpoint(args.resume)
+    if checkpoint["script"] != Path(__file__).stem:
+        fail(f"{args.resume} is a run of {checkpoint['script']}.py, not of {Path(__file__).name}")
+    saved = Args(**checkpoint["args"] | {"resume": args.resume})
+    args = tyro.cli(Args, default=saved, description=__doc__)
+    args.resume = saved.resume
+    for field in fields(Args):
+        value = getattr(saved, field.name)
+        if field.name not in MAY_CHANGE and getattr(args, field.name) != value:
+            fail(f"{flag(field.name)} is {value} in the run to resume and cannot change")
+    if checkpoint["iteration"] >= args.total_timesteps // (args.num_envs * args.num_steps):
+        fail(f"the run is over, at {checkpoint['global_step']} steps: give it more with --total-timesteps")
     return args
 
 
+def find_run(path: Path) -> Path:
+    """Return the run folder that `path` names: itself, that of a checkpoint, or the newest whose name begins so."""
+    if path.is_file():
+        return path.parent
+    if path.is_dir():
+        return path
+    checkpoints = list(path.parent.glob(f"{path.name}*/checkpoint.pt"))
+    if not checkpoints:
+        fail(f"no run {path} with a checkpoint: give the folder of a run, runs/...")
+    newest = max(checkpoints, key=lambda checkpoint: checkpoint.stat().st_mtime)
+    return newest.parent
+
+
+def load_checkpoint(run_dir: Path) -> dict:
+    """Read the checkpoint of a run, or end with one line that says what is wrong with it."""
+    path = run_dir / "checkpoint.pt"
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # a stranger's file cannot run code
+        version = checkpoint["version"]
+        names = checkpoint["args"].keys()
+    except Exception:  # a missing or damaged file can raise anything
+        fail(f"{path} is missing, damaged or no checkpoint: give the folder of a run, runs/...")
+    unknown = names - {field.name for field in fields(Args)}
+    if version != Run.version or unknown:
+        others = ", ".join([f"format {version}", *map(flag, sorted(unknown))])
+        fail(f"{path} is of another script than {Path(__file__).name}, or of another version of it: {others}")
+    return checkpoint
+
+
+def new_run_dir(args: Args) -> Path:
+    return Path("runs") / f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
+
+
 class Run:
-    """The run folder with its log and checkpoint, the progress bar, and an orderly end after Ctrl-C or SIGTERM."""
+    """One training run: its folder with log and checkpoints, its progress on the screen, its orderly end.
 
-    signals: ClassVar[list[int]] = []  # those that came
+    `parts` (agent, optimizer, ...) go into every checkpoint; if the run is resumed, they come back from the last one.
+    """
 
-    def __init__(self, args: Args, run_dir: Path, checkpoint: dict, **parts):
-        """Open log and progress bar; `parts` is what a checkpoint keeps, and is restored if the run is resumed."""
-        self.args, self.dir, self.parts, self.returns = args, run_dir, parts, []
-        self.global_step, self.last_update, self.compiled = checkpoint["global_step"], time.perf_counter(), 0.0
+    version = 2  # of the checkpoint's format
+
+    def __init__(self, args: Args, run_dir: Path, **parts):
+        self.args = args
+        self.dir = run_dir
+        self.parts = parts
+        self.iteration = 0  # updates so far
+        self.global_step = 0  # environment steps so far
+        self.returns = deque(maxlen=100)  # of the last finished episodes
+        self.stop_signal = 0  # the number of the signal that came, if one did
         if args.resume:
-            for name, part in parts.items():
-                part.load_state_dict(checkpoint[name])
-            torch.set_rng_state(checkpoint["rng"][0])
-            torch.cuda.set_rng_state_all(checkpoint["rng"][1 : 1 + torch.cuda.device_count()])
-        if args.track:
-            names = {"id": run_dir.name, "name": run_dir.name, "resume": "allow"}
-            importlib.import_module("wandb").init(**names, config=asdict(args), sync_tensorboard=True)
-        # purge_step: a resumed run logs again what was logged between its checkpoint and the interruption.
-        self.writer = SummaryWriter(run_dir, purge_step=self.global_step + 1)
-        self.writer.add_text("hyperparameters", "\n".join(f"    {k}: {v}" for k, v in asdict(args).items()))
-        total = args.total_timesteps - args.total_timesteps % (args.num_envs * args.num_steps)
-        self.bar = tqdm(total=total, initial=self.global_step, unit=" steps", miniters=1, delay=1e-9, position=0)
-        self.bar.bar_format = "{bar}| {n_fmt}/{total_fmt}, {rate_noinv_fmt}, {remaining} left{postfix}"  # 80 columns
-        if not sys.stderr.isatty():  # in a file, each state of the bar is a line of its own, every ten seconds
-            self.bar.mininterval, self.bar.sp = 10, lambda text: print(text, file=sys.stderr, flush=True)
-        self.bar.set_postfix_str("no episode finished yet")
-        hint = f"to go on: python {Path(__file__).name} --resume {run_dir}"
-        self.hint = lambda: (self.bar.close(), print(hint, file=sys.stderr))
+            self.restore()
+
+        batch_size = args.num_envs * args.num_steps
+        self.total = args.total_timesteps - args.total_timesteps % batch_size
+        device = next(parts["agent"].parameters()).device
+        print(f"{run_dir}: {device}, torch {torch.__version__}, gymnasium {gym.__version__}", file=sys.stderr)
+        bar_format = "{percentage:3.0f}%|{bar}| {remaining} left{postfix}"
+        # disable=None: no bar where there is no terminal, but a line every ten seconds
+        self.bar = tqdm(
+            total=self.total, initial=self.global_step, bar_format=bar_format, dynamic_ncols=True, disable=None
+        )
+        self.started = self.last_update = self.last_line = time.perf_counter()
+        self.first_step = self.global_step
+        self.handlers = {}
+        if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self.handlers[signum] = signal.signal(signum, self.on_signal)
+        atexit.register(self.say_how_to_go_on)
+
+    @cached_property
+    def writer(self) -> SummaryWriter:
+        """The log, opened when first written to, so that a run that fails before leaves no folder behind."""
+        if self.args.track:
+            import wandb
+
+            name = self.dir.name
+            wandb.init(id=name, name=name, resume="allow", config=asdict(self.args), sync_tensorboard=True)
+        # purge_step: a resumed run logs again what came after its last checkpoint.
+        writer = SummaryWriter(self.dir, purge_step=self.first_step + 1)
+        writer.add_text("hyperparameters", "\n".join(f"    {k}: {v}" for k, v in asdict(self.args).items()))
+        return writer
+
+    def env_seeds(self) -> list[int]:
+        """Return a seed for every environment: new ones after a resume, and none of another run's."""
+        sequence = np.random.SeedSequence([self.args.seed, self.iteration])
+        return sequence.generate_state(self.args.num_envs).tolist()
+
+    def end_step(self, infos: dict) -> None:
+        """Count one step of every environment, and log the episodes that are over, by RecordEpisodeStatistics."""
+        self.global_step += self.args.num_envs
+        for info in (infos, infos.get("final_info", {})):
+            if "episode" in info:
+                for i in np.flatnonzero(info["_episode"]):
+                    self.log_episode(info["episode"]["r"][i], info["episode"]["l"][i])
 
     def log_episode(self, episodic_return: float, episodic_length: int) -> None:
         self.returns.append(episodic_return)
         self.writer.add_scalar("charts/episodic_return", episodic_return, self.global_step)
         self.writer.add_scalar("charts/episodic_length", episodic_length, self.global_step)
 
-    def end_update(self, iteration: int, learning_rate: float, stats: list[dict[str, Tensor]]) -> None:
-        """Log the update, save a checkpoint where one is due, and end the run if it is over or a signal came."""
-        means = torch.stack([torch.stack(tuple(s.values())) for s in stats]).mean(dim=0).tolist()  # waits for the GPU
-        scalars = {f"losses/{name}": mean for name, mean in zip(stats[0], means, strict=True)}
-        compiling = torch._dynamo.utils.calculate_time_spent().get("total_wall_time", 0.0) - self.compiled
-        self.compiled, self.bar.last_print_t = self.compiled + compiling, self.bar.last_print_t + compiling
-        seconds, self.last_update = time.perf_counter() - self.last_update - compiling, time.perf_counter()
-        scalars |= {"charts/SPS": (self.global_step - self.bar.n) / seconds, "charts/learning_rate": learning_rate}
-        for tag, value in scalars.items():
-            self.writer.add_scalar(tag, value, self.global_step)
-            if not np.isfinite(value) and tag != "losses/explained_variance":  # never save a broken agent
-                fail(f"{tag} became {value} in update {iteration + 1}; try a smaller --learning-rate", code=1)
-        if last := self.returns[-100:]:
-            note = f", compiled in {self.compiled:.0f} s" * (self.compiled > 0)
-            self.bar.set_postfix_str(f"mean return {np.mean(last):.1f} (last {len(last)}){note}", refresh=False)
-        self.bar.update(self.global_step - self.bar.n)
-        over = self.bar.n == self.bar.total
-        if over or self.signals or (iteration + 1) % self.args.save_every == 0:
-            self.save_checkpoint(iteration + 1)
-        if self.signals:
-            raise SystemExit(128 + self.signals[0])
-        if over:
-            atexit.unregister(self.hint)
-            self.bar.close()
-            print(f"{self.bar.n:,} steps, {self.bar.postfix}. The curves: tensorboard --logdir {self.dir}")
+    def end_update(self, iteration: int, lr: float, stats: list[dict[str, Tensor]], explained_variance: Tensor) -> None:
+        """Log the means over all minibatches, save when it is due, show progress, and stop if a signal came."""
+        self.iteration = iteration + 1
+        table = torch.stack([torch.stack(list(mb_stats.values())) for mb_stats in stats])  # (minibatches, statistics)
+        means = table.mean(dim=0).tolist()  # waits for the GPU
+        for name, mean in zip(stats[0], means, strict=True):
+            self.writer.add_scalar(f"losses/{name}", mean, self.global_step)
+            if not np.isfinite(mean):  # a broken agent is never saved
+                fail(f"losses/{name} became {mean} in update {self.iteration}; try a smaller --learning-rate", code=1)
+        self.writer.add_scalar("losses/explained_variance", explained_variance.item(), self.global_step)
+        self.writer.add_scalar("charts/learning_rate", lr, self.global_step)
 
-    def save_checkpoint(self, iteration: int) -> None:
-        """Replace the checkpoint in one go: whatever happens while it is written, the one before survives."""
+        now = time.perf_counter()
+        sps = self.args.num_envs * self.args.num_steps / (now - self.last_update)
+        self.last_update = now
+        self.writer.add_scalar("charts/SPS", sps, self.global_step)
+
+        if self.stop_signal or self.iteration % self.args.save_every == 0 or self.global_step >= self.total:
+            self.save()
+        self.show_progress(sps)
+        if self.stop_signal:
+            self.close()
+            raise SystemExit(128 + self.stop_signal)
+
+    def show_progress(self, sps: float) -> None:
+        status = f"{sps:,.0f} steps/s, {self.mean_return()}"
+        self.bar.set_postfix_str(status, refresh=False)
+        self.bar.update(self.global_step - self.bar.n)
+        now = time.perf_counter()
+        if self.bar.disable and now - self.last_line >= 10:
+            self.last_line = now
+            left = (self.total - self.global_step) * (now - self.started) / (self.global_step - self.first_step)
+            steps = f"{self.global_step:,} of {self.total:,} steps, {tqdm.format_interval(left)} left"
+            print(f"{steps}, {status}", file=sys.stderr, flush=True)
+
+    def mean_return(self) -> str:
+        if not self.returns:
+            return "no episode finished yet"
+        return f"mean return {np.mean(self.returns):.1f}"
+
+    def save(self) -> None:
+        """Write a new checkpoint, then rename it over the old one: there is a whole one at every moment."""
         checkpoint = {name: part.state_dict() for name, part in self.parts.items()}
-        checkpoint |= {"version": 1, "script": Path(__file__).stem, "args": asdict(self.args) | {"resume": None}}
-        checkpoint |= {"iteration": iteration, "global_step": self.global_step}
-        checkpoint["rng"] = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+        checkpoint["script"] = Path(__file__).stem
+        checkpoint["version"] = self.version
+        checkpoint["args"] = asdict(self.args) | {"resume": None}
+        checkpoint["iteration"] = self.iteration
+        checkpoint["global_step"] = self.global_step
+        checkpoint["rng"] = torch.get_rng_state()
+        checkpoint["cuda_rng"] = torch.cuda.get_rng_state_all()
         self.writer.flush()
+        temporary = self.dir / "checkpoint.tmp"
         try:
-            with open(self.dir / "checkpoint.tmp", "wb", buffering=0) as file:
+            with temporary.open("wb") as file:
                 torch.save(checkpoint, file)
+                file.flush()
                 os.fsync(file.fileno())
-            os.replace(file.name, self.dir / "checkpoint.pt")
+            temporary.replace(self.dir / "checkpoint.pt")
         except (OSError, RuntimeError) as error:  # a RuntimeError is how torch.save reports a full disk
             fail(f"no checkpoint written to {self.dir}, the one before is kept: {error}", code=1)
-        atexit.unregister(self.hint)
-        atexit.register(self.hint)
 
+    def restore(self) -> None:
+        checkpoint = load_checkpoint(self.dir)
+        self.iteration = checkpoint["iteration"]
+        self.global_step = checkpoint["global_step"]
+        for name, part in self.parts.items():
+            part.load_state_dict(checkpoint[name])
+        torch.set_rng_state(checkpoint["rng"])
+        torch.cuda.set_rng_state_all(checkpoint["cuda_rng"][: torch.cuda.device_count()])
 
-def main(args: Args) -> Agent:
-    """Train and return the agent."""
-    check_args(args)
-    num_iterations = args.total_timesteps // (args.num_envs * args.num_steps)
-    start = load_checkpoint(args.resume) if args.resume else {"iteration": 0, "global_step": 0}
-    run_dir = start.get("run_dir", Path(f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"))
-    device = torch.device("cpu" if args.device == "auto" else args.device)
-    torch.set_num_threads(1)  # a second thread does not make networks this small faster; leave it to a second seed
-    torch.manual_seed(args.seed)
-    torch.backends.cudnn.deterministic = args.torch_deterministic
-    # Every environment gets a seed of its own, and another one after a resume.
-    seeds = (np.random.SeedSequence([args.seed, start["iteration"]]).generate_state(args.num_envs) >> 1).tolist()
-    envs = make_envs(args, seeds, run_dir)
-    agent = Agent(envs).to(device)
-    optimizer = optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)  # Core 3: not 1e-8
-    torch._dynamo.config.trace_autograd_ops = True  # the compiler shall see torch.autograd.grad
-    compute = torch.compile(compute_gradient) if args.compile else compute_gradient
-    # The rollout of one iteration
-    obs = torch.zeros((args.num_steps, args.num_envs, *envs.single_observation_space.shape), device=device)
-    action_space, nvec = envs.single_action_space, envs.single_action_space.nvec
-    actions = torch.zeros((args.num_steps, args.num_envs, len(nvec)), dtype=torch.int64, device=device)
-    masks = torch.zeros((args.num_steps, args.num_envs, nvec.sum()), dtype=torch.bool, device=device)
-    logprobs, rewards, dones, values = torch.zeros((4, args.num_steps, args.num_envs), device=device)
-    episode_returns, episode_lengths = np.zeros(args.num_envs), np.zeros(args.num_envs, dtype=np.int64)
-    next_obs, infos = envs.reset(seed=seeds)
-    next_obs = torch.as_tensor(next_obs, dtype=torch.float32, device=device)  # (num_envs, obs_size)
-    next_done = torch.zeros(args.num_envs, device=device)
-    next_mask = torch.as_tensor(valid_actions(args, infos, np.zeros(args.num_envs, dtype=bool), nvec), device=device)
-    run = Run(args, run_dir, start, agent=agent, optimizer=optimizer)  # made so late that a bad mask leaves no folder
-    for iteration in range(start["iteration"], num_iterations):
-        remaining = 1 - iteration / num_iterations  # 1 in the first iteration
-        lr = args.learning_rate * (remaining if args.anneal_lr else 1)  # Core 4: linear, from the full rate to 0
-        clip_coef = args.clip_coef * (remaining if args.anneal_clip_coef else 1)  # Aux 1: the same for the clip range
-        optimizer.param_groups[0]["lr"] = lr
-        # Roll out num_steps steps of every environment; next_obs and next_done carry over to the next iteration.
-        with torch.no_grad():
-            for step in range(args.num_steps):
-                obs[step], dones[step], masks[step] = next_obs, next_done, next_mask
-                actions[step], logprobs[step], _, values[step] = agent.get_action_and_value(next_obs, None, next_mask)
-                action = action_space.start + actions[step].cpu().numpy()
-                next_obs, reward, terminated, truncated, infos = envs.step(action)
-                done = terminated | truncated
-                rewards[step] = torch.as_tensor(reward, dtype=torch.float32)
-                next_obs = torch.as_tensor(next_obs, dtype=torch.float32, device=device)
-                next_done = torch.as_tensor(done, dtype=torch.float32, device=device)
-                next_mask = torch.as_tensor(valid_actions(args, infos, done, nvec), device=device)
+    def on_signal(self, signum: int, frame) -> None:
+        """Note the first Ctrl-C or SIGTERM, and finish the update; a second one acts as usual."""
+        self.stop_signal = signum
+        self.restore_handlers()
 
-                run.global_step += args.num_envs
-                episode_returns += reward
-                episode_lengths += 1
-                for i in np.flatnonzero(done):
-                    run.log_episode(episode_returns[i], episode_lengths[i])
-                    episode_returns[i], episode_lengths[i] = 0, -1  # the reset counts as a step, but not of an episode
+    def restore_handlers(self) -> None:
+        for signum, handler in self.handlers.items():
+            signal.signal(signum, handler)
 
-            next_value = agent.get_value(next_obs)
-        advantages, returns = compute_gae(rewards, values, dones, next_value, next_done, args.gamma, args.gae_lambda)
-        # The step after an episode's end is spent on the reset: it ignores the action and gives no reward. Such a row,
-        # dones == 1, is no experience. No advantage crosses it, and here it is left out of the batch.
-        valid = dones.flatten() == 0
-        batch = Batch(*(x.flatten(0, 1)[valid] for x in (obs, actions, logprobs, values, advantages, returns, masks)))
-        stats, explained_variance = [], 1 - (batch.returns - batch.values).var() / batch.returns.var()
-        for _ in range(args.update_epochs):  # Core 6: each epoch visits every row once, in a new random order
-            for rows in torch.randperm(len(batch.obs), device=device).chunk(args.num_minibatches):
-                mb = Batch(*(field[rows] for field in batch))
-                mb_stats = compute(agent, mb, clip_coef, args)
-                optimizer.step()
-                stats.append(mb_stats | {"explained_variance": explained_variance})
-            kls = [mb_stats["approx_kl"] for mb_stats in stats[-args.num_minibatches :]]
-            if args.target_kl and sum(kls) > args.target_kl * len(kls):  # Aux 3: this epoch moved the policy too far
-                break
-        run.end_update(iteration, lr, stats)
+    def close(self) -> None:
+        """Close log and bar, and say how the run went if it is over."""
+        self.restore_handlers()
+        self.writer.close()
+        self.bar.close()
+        if self.global_step >= self.total:
+            print(f"{self.global_step:,} steps, {self.mean_return()}. The curves: tensorboard --logdir {self.dir}")
 
-    envs.close()
-    return agent
+    def say_how_to_go_on(self) -> None:
+        """After Ctrl-C or a crash, print the command that continues from the last checkpoint."""
+        if self.global_step < self.total and (self.dir / "checkpoint.pt").exists():
+            command = [sys.orig_argv[0], sys.argv[0], "--resume", str(self.dir)]
+            print("to go on:", shlex.join(command), file=sys.stderr)
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM):  # the first is noted, a second one kills
-        signal.signal(number, lambda n, _: (Run.signals.append(n), signal.signal(n, signal.SIG_DFL)))
     main(parse_args())
