@@ -347,7 +347,7 @@ def main(args: Args) -> Agent:
     with one_line_errors(args.env_id):
         envs = make_envs(args, run_dir)
     agent = Agent(envs).to(device)
-    optimizer = optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)  # Core 3: not 1e-8
+    optimizer = optim.Adam(agent.parameters(), lr=args.learning_rate, fused=True)
     mode = "reduce-overhead" if device.type == "cuda" else None  # CUDA graphs: one launch for all kernels
     gradient_fn = torch.compile(compute_gradient, mode=mode) if args.compile else compute_gradient
     run = Run(args, run_dir, agent=agent, optimizer=optimizer)
@@ -363,6 +363,7 @@ def main(args: Args) -> Agent:
 
     next_obs, _ = envs.reset(seed=run.env_seeds())  # (num_envs, 4, 84, 84) uint8
     next_done = np.zeros(args.num_envs, dtype=bool)
+    adam_steps = max((int(state["step"]) for state in optimizer.state.values()), default=0)  # not 0 after a resume
 
     for iteration in range(run.iteration, num_iterations):
         remaining = 1 - iteration / num_iterations  # 1 in the first iteration
@@ -412,6 +413,9 @@ def main(args: Args) -> Agent:
             for rows in torch.randperm(batch_size, device=device).chunk(args.num_minibatches):
                 optimizer.zero_grad()
                 mb_stats = gradient_fn(agent, batch.select(rows), clip_coef, args)
+                # Core 3: epsilon is 1e-5, which TensorFlow adds before Adam's bias correction, and PyTorch after it
+                adam_steps += 1
+                optimizer.param_groups[0]["eps"] = 1e-5 / (1 - 0.999**adam_steps) ** 0.5
                 optimizer.step()
                 stats.append({name: x.clone() for name, x in mb_stats.items()})  # a CUDA graph reuses its memory
             if args.target_kl is not None:  # Aux 3: stop when this epoch has moved the policy too far

@@ -355,7 +355,7 @@ def main(args: Args) -> Agent:
     with one_line_errors(args.env_id):
         envs = make_envs(args, run_dir)
     agent = Agent(envs).to(device)
-    optimizer = optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)  # Core 3: not 1e-8
+    optimizer = optim.Adam(agent.parameters(), lr=args.learning_rate, fused=True)
     if args.compile:  # the convolutions alone: the LSTM, unrolled, would take minutes to compile
         agent.network.forward = torch.compile(agent.network.forward)
     run = Run(args, run_dir, agent=agent, optimizer=optimizer)
@@ -372,6 +372,7 @@ def main(args: Args) -> Agent:
     next_obs, _ = envs.reset(seed=run.env_seeds())  # (num_envs, 1, 84, 84) uint8
     next_done = np.zeros(args.num_envs, dtype=bool)
     lstm_state = agent.initial_state(args.num_envs).to(device)
+    adam_steps = max((int(state["step"]) for state in optimizer.state.values()), default=0)  # not 0 after a resume
 
     for iteration in range(run.iteration, num_iterations):
         remaining = 1 - iteration / num_iterations  # 1 in the first iteration
@@ -432,6 +433,9 @@ def main(args: Args) -> Agent:
                 loss.backward()
                 # Core 11: the norm over all parameters is clipped
                 mb_stats["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+                # Core 3: epsilon is 1e-5, which TensorFlow adds before Adam's bias correction, and PyTorch after it
+                adam_steps += 1
+                optimizer.param_groups[0]["eps"] = 1e-5 / (1 - 0.999**adam_steps) ** 0.5
                 optimizer.step()
                 stats.append(mb_stats)
             if args.target_kl is not None:  # Aux 3: stop when this epoch has moved the policy too far

@@ -436,7 +436,7 @@ def main(args: Args) -> Agent:
     with one_line_errors(args.env_id):
         envs = make_envs(args, run_dir)
     agent = Agent(envs, args.shared_network).to(device)
-    optimizer = optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)  # Core 3: not 1e-8
+    optimizer = optim.Adam(agent.parameters(), lr=args.learning_rate, fused=True)
     gradient_fn = torch.compile(compute_gradient) if args.compile else compute_gradient
     run = Run(args, run_dir, agent=agent, optimizer=optimizer)
 
@@ -451,6 +451,7 @@ def main(args: Args) -> Agent:
 
     next_obs, infos = envs.reset(seed=run.env_seeds())  # (num_envs, obs_size)
     next_done = np.zeros(args.num_envs, dtype=bool)
+    adam_steps = max((int(state["step"]) for state in optimizer.state.values()), default=0)  # not 0 after a resume
 
     for iteration in range(run.iteration, num_iterations):
         remaining = 1 - iteration / num_iterations  # 1 in the first iteration
@@ -509,6 +510,9 @@ def main(args: Args) -> Agent:
             for rows in torch.randperm(batch_size, device=device).chunk(args.num_minibatches):
                 optimizer.zero_grad()
                 mb_stats = gradient_fn(agent, batch.select(rows), clip_coef, args)
+                # Core 3: epsilon is 1e-5, which TensorFlow adds before Adam's bias correction, and PyTorch after it
+                adam_steps += 1
+                optimizer.param_groups[0]["eps"] = 1e-5 / (1 - 0.999**adam_steps) ** 0.5
                 optimizer.step()
                 stats.append(mb_stats)
             if args.target_kl is not None:  # Aux 3: stop when this epoch has moved the policy too far
