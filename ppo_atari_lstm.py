@@ -1,24 +1,29 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#     "ale-py==0.12.1", "gymnasium==1.4.0", "moviepy==2.2.1", "numpy==2.4.6", "opencv-python-headless==5.0.0.93",
-#     "tensorboard==2.21.0", "torch==2.13.0", "tqdm==4.70.1", "tyro==1.0.17",
+#     "ale-py==0.12.1", "filelock==4.2.12", "gymnasium==1.4.0", "moviepy==2.2.1", "numpy==2.4.6",
+#     "opencv-python-headless==5.0.0.93", "tensorboard==2.21.0", "torch==2.13.0", "tqdm==4.70.1",
+#     "tyro==1.0.17",
 # ]
 # ///
-"""Proximal Policy Optimization with a recurrent network, for Atari games that are seen one frame at a time.
+"""Proximal Policy Optimization with an LSTM, for Atari games that are seen one frame at a time.
 
     python ppo_atari_lstm.py --env-id BreakoutNoFrameskip-v4
 
-The algorithm is that of the official code, OpenAI's baselines ppo2, with its network `cnn_lstm`, on one frame where
-that sees four. Breakout: a mean return of 20.6 after 500,000 steps (seed 1).
+Breakout reaches a mean return of 20.6 after 500,000 steps (seed 1). The algorithm is that of the
+official code, OpenAI's baselines ppo2, with its network `cnn_lstm`, but for three things. It sees
+one frame, there four; a game is cut after 108,000 frames, there after 400,000; frames are made grey
+before the maximum of two is taken, there after.
 
-Read from here to the end of `main`: arguments, environments, agent, advantages, loss, and the training loop. What
-comes after `main` (checks, checkpoints, log, progress) has nothing to do with PPO.
+Read from here to the end of `main`: arguments, environments, agent, advantages, loss, and the
+training loop. What comes after `main` (checks, checkpoints, log, progress) is not part of PPO.
 """
 
 import atexit
 import importlib.util
+import io
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -26,19 +31,24 @@ import sys
 import threading
 import time
 import traceback
+import zipfile
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal, NamedTuple, NoReturn
+from typing import Literal, NamedTuple, NoReturn, TextIO
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below: no traceback
 
 import ale_py
 import gymnasium as gym
 import numpy as np
 import torch
 import tyro
+from filelock import FileLock, Timeout
 from torch import Tensor, nn, optim
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -67,28 +77,28 @@ class Args:
     ent_coef: float = 0.01  # weight of the entropy bonus
     vf_coef: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # clip the global norm of the gradient to this
-    target_kl: float | None = None  # stop the epochs of an update once their mean approximate KL exceeds this
-    bootstrap_truncated: bool = False  # at a time limit, bootstrap from the final observation (the official code: no)
+    target_kl: float | None = None  # stop an update's epochs once their mean KL exceeds this
+    bootstrap_truncated: bool = False  # bootstrap the value at a time limit
 
     # Run
     seed: int = 1  # seed of everything random
     torch_deterministic: bool = True  # use deterministic GPU kernels
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto is CUDA where there is a GPU, else the CPU
-    compile: bool = False  # compile the learner; needs a C++ compiler, and up to a minute at the start
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: CUDA if there is a GPU
+    compile: bool = False  # compile the learner; needs a C++ compiler and a minute
     exp_name: str = Path(__file__).stem  # name of the experiment, part of the run folder's name
     save_every: int = 100  # updates between two checkpoints
-    # run folder to continue, or the beginning of its name; then only these may change: --total-timesteps --device
-    # --compile --save-every --capture-video --track
+    # run folder to continue, or the beginning of its name; then only these flags may change:
+    # --total-timesteps --device --compile --save-every --capture-video --track
     resume: Path | None = None
-    track: bool = False  # log to Weights & Biases too (it reads WANDB_PROJECT, WANDB_ENTITY and WANDB_MODE)
+    track: bool = False  # log to Weights & Biases too (see WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # Environments
 
 
 class EpisodicLifeEnv(gym.Wrapper):
-    """Atari 3: a lost life ends the episode for the learner, while the game goes on (atari_wrappers.py#L61)."""
+    """Atari 3: a lost life ends the episode, while the game goes on (atari_wrappers.py#L61)."""
 
     lives = 0
     game_over = True
@@ -98,7 +108,8 @@ class EpisodicLifeEnv(gym.Wrapper):
         self.game_over = terminated or truncated
         lives_before = self.lives
         self.lives = self.unwrapped.ale.lives()
-        if 0 < self.lives < lives_before:  # Qbert shows 0 lives for some frames before its end
+        # Qbert shows 0 lives for some frames before its end.
+        if 0 < self.lives < lives_before:
             terminated = True
         return obs, reward, terminated, truncated, info
 
@@ -115,7 +126,7 @@ class EpisodicLifeEnv(gym.Wrapper):
 
 
 class FireResetEnv(gym.Wrapper):
-    """Atari 4: press FIRE, then take action 2, in games that wait for it at the start (atari_wrappers.py#L41)."""
+    """Atari 4: press FIRE, then take action 2, where games wait for it (atari_wrappers.py#L41)."""
 
     def reset(self, **kwargs):
         obs, info = self.env.reset(**kwargs)
@@ -133,28 +144,36 @@ def make_env(env_id: str, idx: int, capture_video: bool, run_dir: Path) -> gym.E
     record = capture_video and idx == 0
     check_game(env_id)
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner for every environment
-    env = gym.make(env_id, frameskip=1, obs_type="grayscale", render_mode="rgb_array" if record else None)
+    env = gym.make(
+        env_id, frameskip=1, obs_type="grayscale", render_mode="rgb_array" if record else None
+    )
     env = gym.wrappers.AtariPreprocessing(
         env,
         noop_max=30,  # Atari 1: 1 to 30 no-ops on reset
-        frame_skip=4,  # Atari 2: each action is repeated 4 times; the maximum of the last two frames is seen
+        frame_skip=4,  # Atari 2: actions repeated 4 times; the last two frames' maximum is seen
         screen_size=84,  # Atari 5: 84 x 84, and grey, as is the default
     )
-    env = gym.wrappers.RecordEpisodeStatistics(env)  # below the wrappers that cut games and clip rewards
+    env = gym.wrappers.RecordEpisodeStatistics(
+        env
+    )  # below the wrappers that cut games and clip rewards
     if record:
         env = gym.wrappers.RecordVideo(env, str(run_dir / "videos"), fps=15, disable_logger=True)
     env = EpisodicLifeEnv(env)
     if env.action_space.n >= 3 and env.unwrapped.get_action_meanings()[1] == "FIRE":
         env = FireResetEnv(env)
     env = gym.wrappers.TransformReward(env, np.sign)  # Atari 6: rewards clipped to their sign
-    return gym.wrappers.FrameStackObservation(env, 1)  # Atari 7, undone: one frame; the LSTM has to remember motion
+    # Atari 7, undone: one frame; the LSTM has to remember motion
+    return gym.wrappers.FrameStackObservation(env, 1)
 
 
 def make_envs(args: Args, run_dir: Path) -> gym.vector.VectorEnv:
     """Core 1: vectorised environments, which one policy steps side by side."""
-    thunks = [partial(make_env, args.env_id, i, args.capture_video, run_dir) for i in range(args.num_envs)]
-    # SAME_STEP: the step that ends an episode returns the first observation of the next one. Gymnasium's default,
-    # NEXT_STEP, spends a step on the reset, and the learner would train on a transition that never happened.
+    thunks = [
+        partial(make_env, args.env_id, i, args.capture_video, run_dir) for i in range(args.num_envs)
+    ]
+    # SAME_STEP: the step that ends an episode returns the first observation of the next one.
+    # Gymnasium's default, NEXT_STEP, spends a step on the reset, and the learner would train on a
+    # transition that never happened.
     return gym.vector.SyncVectorEnv(thunks, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
 
 
@@ -164,12 +183,10 @@ def check_game(env_id: str) -> None:
     if module:
         importlib.import_module(module)
     if "ale_py" not in str(gym.spec(name).entry_point):
-        fail(
-            f"{env_id} is not an Atari game: use ppo.py for vectors, or write your own make_env in a copy of this file"
-        )
+        fail(f"{env_id} is not an Atari game: use ppo.py, or your make_env in a copy of this")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # Agent
 
 
@@ -181,10 +198,10 @@ def layer_init(layer: nn.Module, std: float = 2**0.5, bias: float = 0.0) -> nn.M
 
 
 def sample(logits: Tensor, greedy: bool = False) -> Tensor:
-    """Draw an action from the softmax of each row of logits, or take the likeliest: (batch, actions) -> (batch,)."""
+    """Draw from the softmax of each row, or take the likeliest: (batch, actions) -> (batch,)."""
     if greedy:
         return logits.argmax(dim=-1)
-    # The argmax of logits plus Gumbel noise is such a draw (baselines common/distributions.py#L199).
+    # The argmax of logits plus Gumbel noise is such a draw (common/distributions.py#L199).
     gumbel = -torch.empty_like(logits).exponential_().log()
     return (logits + gumbel).argmax(dim=-1)
 
@@ -192,13 +209,14 @@ def sample(logits: Tensor, greedy: bool = False) -> Tensor:
 class Agent(nn.Module):
     """Policy and value on top of convolutions and an LSTM (baselines common/models.py#L103-L182).
 
-    Rows lie time first: all environments at one step, then all at the next. `done` (rows,) is 1 where a row begins an
-    episode, and `lstm_state` (num_envs, 256), hidden state and cell state, is the one before the first step.
+    Rows lie time first: all environments at one step, then all at the next. `done` (rows,) is 1
+    where a row begins an episode, and `lstm_state` (num_envs, 256), hidden state and cell state, is
+    the one before the first step.
     """
 
     def __init__(self, envs: gym.vector.VectorEnv):
         super().__init__()
-        # Atari 8: the network of Mnih et al. (2015), shared by policy and value (common/models.py#L15-L26)
+        # Atari 8: one network for policy and value (Mnih et al. 2015; common/models.py#L15-L26)
         self.network = nn.Sequential(
             layer_init(nn.Conv2d(1, 32, kernel_size=8, stride=4)),
             nn.ReLU(inplace=True),
@@ -216,7 +234,8 @@ class Agent(nn.Module):
         nn.init.orthogonal_(self.lstm.weight_hh, 1.0)
         nn.init.zeros_(self.lstm.bias_ih)
         nn.init.zeros_(self.lstm.bias_hh)
-        self.lstm.bias_hh.requires_grad = False  # PyTorch adds two biases; learning both would double their step
+        # PyTorch adds two biases; learning both would double their step.
+        self.lstm.bias_hh.requires_grad = False
         # The small gain makes all actions about equally likely at the start.
         self.actor = layer_init(nn.Linear(128, envs.single_action_space.n), std=0.01)
         self.critic = layer_init(nn.Linear(128, 1), std=1.0)
@@ -231,7 +250,8 @@ class Agent(nn.Module):
         num_envs = len(lstm_state)
         outputs = []
         for features_t, done_t in zip(features.split(num_envs), done.split(num_envs), strict=True):
-            lstm_state = lstm_state * (1 - done_t[:, None])  # LSTM 3: nothing is kept of the episode before
+            # LSTM 3: nothing is kept of the episode before
+            lstm_state = lstm_state * (1 - done_t[:, None])
             hidden, cell = self.lstm(features_t, lstm_state.chunk(2, dim=1))
             lstm_state = torch.cat([hidden, cell], dim=1)
             outputs.append(hidden)
@@ -242,12 +262,16 @@ class Agent(nn.Module):
         hidden, _ = self.get_states(x, lstm_state, done)
         return self.critic(hidden).squeeze(-1)
 
-    def get_action(self, x: Tensor, lstm_state: Tensor, done: Tensor, greedy: bool = False) -> tuple[Tensor, Tensor]:
-        """Sample an action for each row, or take the likeliest, (rows,); return also the next LSTM state."""
+    def get_action(
+        self, x: Tensor, lstm_state: Tensor, done: Tensor, greedy: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Sample actions, or take the likeliest, (rows,); return also the next LSTM state."""
         hidden, lstm_state = self.get_states(x, lstm_state, done)
         return sample(self.actor(hidden), greedy), lstm_state
 
-    def get_action_and_value(self, x: Tensor, lstm_state: Tensor, done: Tensor, action: Tensor | None = None):
+    def get_action_and_value(
+        self, x: Tensor, lstm_state: Tensor, done: Tensor, action: Tensor | None = None
+    ):
         """Return action, log-probability, entropy and value, each (rows,), and the next LSTM state."""
         hidden, lstm_state = self.get_states(x, lstm_state, done)
         logits = self.actor(hidden)
@@ -262,12 +286,12 @@ class Agent(nn.Module):
         return self.get_action_and_value(*inputs)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # Advantages and loss
 
 
 class Batch(NamedTuple):
-    """What the learner sees, (num_steps, num_envs, ...); a minibatch has all rows of some environments, time first."""
+    """What the learner sees, (num_steps, num_envs, ...); a minibatch has some environments' rows."""
 
     obs: Tensor  # (rows, 1, 84, 84) uint8
     actions: Tensor  # (rows,) int64
@@ -282,15 +306,19 @@ class Batch(NamedTuple):
         return Batch(*(field[:, envs].flatten(0, 1) for field in self))
 
 
-def compute_gae(rewards, values, dones, next_value, next_done, gamma, gae_lambda) -> tuple[Tensor, Tensor]:
-    """Core 5: generalized advantage estimation (Schulman et al. 2016, eq. 16; baselines ppo2/runner.py#L56-L65).
+def compute_gae(
+    rewards, values, dones, next_value, next_done, gamma, gae_lambda
+) -> tuple[Tensor, Tensor]:
+    """Core 5: generalized advantage estimation (Schulman et al. 2016; ppo2/runner.py#L56-L65).
 
-    `rewards`, `values`, `dones` are (num_steps, num_envs); `dones[t]` is 1 where `obs[t]` begins an episode.
-    `next_value`, `next_done` (num_envs,) belong to the observation after the last step. Returns the advantages and
-    the targets of the value function, both (num_steps, num_envs).
+    `rewards`, `values`, `dones` are (num_steps, num_envs); `dones[t]` is 1 where `obs[t]` begins an
+    episode. `next_value`, `next_done` (num_envs,) belong to the observation after the last step.
+    Returns the advantages and the targets of the value function, both (num_steps, num_envs).
     """
     next_values = torch.cat([values[1:], next_value[None]])
-    continues = 1.0 - torch.cat([dones[1:], next_done[None]])  # 0 where the episode ended with step t
+    continues = 1.0 - torch.cat(
+        [dones[1:], next_done[None]]
+    )  # 0 where the episode ended with step t
     deltas = rewards + gamma * continues * next_values - values
 
     advantages = torch.zeros_like(rewards)
@@ -301,8 +329,10 @@ def compute_gae(rewards, values, dones, next_value, next_done, gamma, gae_lambda
     return advantages, advantages + values
 
 
-def ppo_loss(agent: Agent, mb: Batch, clip_coef: float, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the loss of one minibatch and its statistics (Schulman et al. 2017, eq. 7 and 9), all scalars."""
+def ppo_loss(
+    agent: Agent, mb: Batch, clip_coef: float, args: Args
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the loss of a minibatch and its statistics (Schulman et al. 2017, eq. 7 and 9)."""
     _, logprobs, entropies, values, _ = agent(mb.obs, mb.lstm_state, mb.dones, mb.actions)
     logratio = logprobs - mb.logprobs
     ratio = logratio.exp()
@@ -322,7 +352,7 @@ def ppo_loss(agent: Agent, mb: Batch, clip_coef: float, args: Args) -> tuple[Ten
     value_loss = 0.5 * value_losses.mean()
 
     entropy = entropies.mean()
-    loss = policy_loss - args.ent_coef * entropy + args.vf_coef * value_loss  # Core 10: one loss, one optimiser
+    loss = policy_loss - args.ent_coef * entropy + args.vf_coef * value_loss  # Core 10: one loss
 
     with torch.no_grad():  # Core 12: debug variables
         stats = {
@@ -330,13 +360,13 @@ def ppo_loss(agent: Agent, mb: Batch, clip_coef: float, args: Args) -> tuple[Ten
             "value_loss": value_loss.detach(),
             "entropy": entropy.detach(),
             "old_approx_kl": -logratio.mean(),
-            "approx_kl": (ratio - 1 - logratio).mean(),  # never negative, less variance (Schulman 2020)
+            "approx_kl": (ratio - 1 - logratio).mean(),  # never negative (Schulman 2020)
             "clipfrac": ((ratio - 1).abs() > clip_coef).float().mean(),
         }
     return loss, stats
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # Training
 
 
@@ -344,11 +374,14 @@ def main(args: Args) -> Agent:
     """Train and return the agent."""
     check_args(args)
     if args.num_envs % args.num_minibatches != 0:  # a minibatch is all rows of some environments
-        fail(f"--num-minibatches {args.num_minibatches} does not divide --num-envs, {args.num_envs}")
+        fail(
+            f"--num-minibatches {args.num_minibatches} does not divide --num-envs, {args.num_envs}"
+        )
     batch_size = args.num_envs * args.num_steps
     num_iterations = args.total_timesteps // batch_size
     run_dir = args.resume or new_run_dir(args)
-    device = torch.device(args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    best_device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(best_device if args.device == "auto" else args.device)
     torch.manual_seed(args.seed)
     torch.backends.cudnn.deterministic = args.torch_deterministic
 
@@ -360,8 +393,10 @@ def main(args: Args) -> Agent:
         agent.network.forward = torch.compile(agent.network.forward)
     run = Run(args, run_dir, agent=agent, optimizer=optimizer)
 
-    # One rollout. The images stay on the learner's device, with their channels last in memory, as convolutions like it.
-    obs = torch.zeros((args.num_steps, args.num_envs, 84, 84, 1), dtype=torch.uint8, device=device).movedim(-1, 2)
+    # One rollout. The images stay on the learner's device, with their channels last in memory, as
+    # convolutions like it.
+    obs = torch.zeros((args.num_steps, args.num_envs, 84, 84, 1), dtype=torch.uint8, device=device)
+    obs = obs.movedim(-1, 2)  # (num_steps, num_envs, 1, 84, 84)
     actions = torch.zeros((args.num_steps, args.num_envs), dtype=torch.int64, device=device)
     logprobs = torch.zeros((args.num_steps, args.num_envs), device=device)
     values = torch.zeros((args.num_steps, args.num_envs), device=device)
@@ -369,39 +404,47 @@ def main(args: Args) -> Agent:
     dones = np.zeros((args.num_steps, args.num_envs), dtype=np.float32)
     to_tensor = partial(torch.as_tensor, device=device)
 
-    next_obs, _ = envs.reset(seed=run.env_seeds())  # (num_envs, 1, 84, 84) uint8
+    with one_line_errors(args.env_id):
+        next_obs, _ = envs.reset(seed=run.env_seeds())  # (num_envs, 1, 84, 84) uint8
     next_done = np.zeros(args.num_envs, dtype=bool)
     lstm_state = agent.initial_state(args.num_envs).to(device)
-    adam_steps = max((int(state["step"]) for state in optimizer.state.values()), default=0)  # not 0 after a resume
+    # Steps that Adam has taken: more than 0 after a resume
+    adam_steps = max((int(state["step"]) for state in optimizer.state.values()), default=0)
 
     for iteration in range(run.iteration, num_iterations):
-        remaining = 1 - iteration / num_iterations  # 1 in the first iteration
-        lr = args.learning_rate * remaining if args.anneal_lr else args.learning_rate  # Core 4: linearly to 0
-        clip_coef = args.clip_coef * remaining if args.anneal_clip_coef else args.clip_coef  # Aux 1: likewise
+        # Core 4: the learning rate falls linearly, and would reach 0 after the last iteration
+        # Aux 1: the clip range likewise
+        remaining = 1 - iteration / num_iterations
+        lr = args.learning_rate * remaining if args.anneal_lr else args.learning_rate
+        clip_coef = args.clip_coef * remaining if args.anneal_clip_coef else args.clip_coef
         optimizer.param_groups[0]["lr"] = lr
 
         # Roll out the policy. next_obs and next_done carry over to the next iteration.
-        initial_lstm_state = lstm_state  # LSTM 5: training rebuilds the states from this one, with its newer weights
+        # LSTM 5: training rebuilds the states from this one, with its newer weights
+        initial_lstm_state = lstm_state
         with torch.no_grad():
             for step in range(args.num_steps):
                 obs[step] = to_tensor(next_obs)
                 dones[step] = next_done
                 output = agent.get_action_and_value(obs[step], lstm_state, to_tensor(dones[step]))
                 actions[step], logprobs[step], _, values[step], lstm_state = output
-                next_obs, rewards[step], terminated, truncated, infos = envs.step(actions[step].cpu().numpy())
+                next_obs, rewards[step], terminated, truncated, infos = envs.step(
+                    actions[step].cpu().numpy()
+                )
                 next_done = terminated | truncated
                 run.end_step(infos)
 
                 cut = truncated & ~terminated
                 if args.bootstrap_truncated and cut.any():
-                    # A time limit cut the episode: what would have followed is worth V(final observation).
+                    # A time limit cut the episode: what would have followed is worth V(final_obs).
                     final_obs = torch.stack([to_tensor(x) for x in infos["final_obs"][cut]])
-                    final_value = agent.get_value(
-                        final_obs, lstm_state[cut], torch.zeros(len(final_obs), device=device)
-                    )
+                    going_on = torch.zeros(len(final_obs), device=device)
+                    final_value = agent.get_value(final_obs, lstm_state[cut], going_on)
                     rewards[step, cut] += args.gamma * final_value.cpu().numpy()
 
-            next_value = agent.get_value(to_tensor(next_obs), lstm_state, to_tensor(next_done).float())
+            next_value = agent.get_value(
+                to_tensor(next_obs), lstm_state, to_tensor(next_done).float()
+            )
 
         advantages, returns = compute_gae(
             rewards=to_tensor(rewards),
@@ -432,33 +475,55 @@ def main(args: Args) -> Agent:
                 loss, mb_stats = ppo_loss(agent, batch.select(columns), clip_coef, args)
                 loss.backward()
                 # Core 11: the norm over all parameters is clipped
-                mb_stats["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
-                # Core 3: epsilon is 1e-5, which TensorFlow adds before Adam's bias correction, and PyTorch after it
+                mb_stats["grad_norm"] = nn.utils.clip_grad_norm_(
+                    agent.parameters(), args.max_grad_norm
+                )
+                # Core 3: epsilon is 1e-5, which TensorFlow adds before the bias correction of Adam,
+                # and PyTorch after it
                 adam_steps += 1
                 optimizer.param_groups[0]["eps"] = 1e-5 / (1 - 0.999**adam_steps) ** 0.5
                 optimizer.step()
                 stats.append(mb_stats)
-            if args.target_kl is not None:  # Aux 3: stop when this epoch has moved the policy too far
-                epoch_kl = torch.stack([mb_stats["approx_kl"] for mb_stats in stats[-args.num_minibatches :]]).mean()
-                if epoch_kl > args.target_kl:
+            if args.target_kl is not None:
+                # Aux 3: stop when this epoch has moved the policy too far
+                epoch = stats[-args.num_minibatches :]
+                if (
+                    torch.stack([mb_stats["approx_kl"] for mb_stats in epoch]).mean()
+                    > args.target_kl
+                ):
                     break
 
-        explained_variance = 1 - (batch.returns - batch.values).var() / batch.returns.var()
-        run.end_update(iteration, lr, stats, explained_variance)
+        run.end_update(iteration, lr, stats, batch)
 
     run.close()
     envs.close()
     return agent
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The algorithm ends here. What follows is the same in every script: it checks the arguments, saves and resumes the run,
-# logs it, and shows its progress.
+# -------------------------------------------------------------------------------------------------
+# The algorithm ends here. What follows is the same in every script: it checks the arguments, saves
+# and resumes the run, logs it, and shows its progress.
+
+
+def say(message: str, stream: TextIO | None) -> None:
+    """Print one line; that a terminal or the reader of a pipe is gone does not stop the run."""
+    line = "".join(character if character.isprintable() else " " for character in message)
+    with dead_stream_ignored(stream):
+        print(" ".join(line.split()), file=stream, flush=True)
+
+
+@contextmanager
+def dead_stream_ignored(stream: TextIO | None) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError):  # nobody reads it, the disk below is full, or it is closed
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
     """End with one line on stderr; exit code 2 means wrong usage."""
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    say(f"error: {message}", sys.stderr)
     raise SystemExit(code)
 
 
@@ -468,9 +533,12 @@ def flag(name: str) -> str:
 
 def check_args(args: Args) -> None:
     """End with one line that says what to change if the arguments make no sense."""
-    for name in ("num_envs", "num_steps", "num_minibatches", "update_epochs", "total_timesteps", "save_every"):
+    sizes = ("num_envs", "num_steps", "num_minibatches", "update_epochs", "total_timesteps")
+    for name in (*sizes, "save_every"):
         if getattr(args, name) < 1:
             fail(f"{flag(name)} must be at least 1, not {getattr(args, name)}")
+    if args.num_envs > 100_000:
+        fail(f"--num-envs {args.num_envs} is too many: 100,000 at most")
     for name in ("learning_rate", "clip_coef", "ent_coef", "vf_coef", "max_grad_norm"):
         if not 0 <= getattr(args, name) < float("inf"):
             fail(f"{flag(name)} must be a number from 0 up, not {getattr(args, name)}")
@@ -484,12 +552,16 @@ def check_args(args: Args) -> None:
 
     batch_size = args.num_envs * args.num_steps
     if batch_size % args.num_minibatches != 0:
-        fail(f"--num-minibatches {args.num_minibatches} does not divide --num-envs times --num-steps, {batch_size}")
+        batch = f"--num-envs times --num-steps, {batch_size}"
+        fail(f"--num-minibatches {args.num_minibatches} does not divide {batch}")
     if args.total_timesteps < batch_size:
-        fail(f"--total-timesteps {args.total_timesteps} is less than --num-envs times --num-steps, {batch_size}")
+        fail(
+            f"--total-timesteps {args.total_timesteps} is less than one update, {batch_size} steps"
+        )
     if args.device != "auto" and not torch.get_device_module(args.device).is_available():
         fail(f"--device {args.device}: PyTorch finds no such device here; use --device cpu")
-    if args.compile and not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
+    compilers = (os.environ.get("CXX", "c++"), "g++", "clang++")
+    if args.compile and not any(shutil.which(name) for name in compilers):
         fail("--compile needs a C++ compiler: install g++, or leave --compile out")
     if args.track and importlib.util.find_spec("wandb") is None:
         fail("--track needs Weights & Biases: pip install wandb")
@@ -499,11 +571,11 @@ def check_args(args: Args) -> None:
 
 @contextmanager
 def one_line_errors(env_id: str) -> Iterator[None]:
-    """Turn what goes wrong while environments are made into one line."""
+    """Turn what goes wrong while environments are made or reset into one line."""
     try:
         yield
     except gym.error.UnregisteredEnv as error:
-        fail(f"{env_id}: {error} (Atari games: ppo_atari.py; environments of a package: --env-id package:Name-v0)")
+        fail(f"{env_id}: {error} (Atari: ppo_atari.py; from a package: --env-id package:Name-v0)")
     except gym.error.Error as error:
         fail(f"{env_id}: {error}")
     except Exception as error:
@@ -511,71 +583,138 @@ def one_line_errors(env_id: str) -> Iterator[None]:
         fail(f"{env_id}: {type(error).__name__}: {error} ({place.filename}, line {place.lineno})")
 
 
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk, a folder that is gone or may not be written into one line."""
+    try:
+        yield
+    except OSError as error:
+        saved = ", its last checkpoint is whole" if (path / "checkpoint.pt").exists() else ""
+        fail(f"cannot write to {path}{saved}: {error.strerror or error}", code=1)
+
+
 # A resumed run keeps its arguments, all but these.
-MAY_CHANGE = ("total_timesteps", "device", "compile", "save_every", "capture_video", "track", "resume")
+MAY_CHANGE = (
+    "total_timesteps",
+    "device",
+    "compile",
+    "save_every",
+    "capture_video",
+    "track",
+    "resume",
+)
 
 
 def parse_args() -> Args:
     """Read the command line; with --resume, what it leaves out comes from the checkpoint."""
-    args = tyro.cli(Args, description=__doc__)
-    if args.resume is None:
-        return args
-    args.resume = find_run(args.resume)
-    checkpoint = load_checkpoint(args.resume)
+    given = tyro.cli(Args, description=__doc__)
+    if given.resume is None:
+        return given
+    run_dir = find_run(given.resume)
+    checkpoint = load_checkpoint(run_dir)
     if checkpoint["script"] != Path(__file__).stem:
-        fail(f"{args.resume} is a run of {checkpoint['script']}.py, not of {Path(__file__).name}")
-    saved = Args(**checkpoint["args"] | {"resume": args.resume})
+        fail(f"{run_dir} is a run of {checkpoint['script']}.py, not of {Path(__file__).name}")
+    saved = Args(**checkpoint["args"])
+    if ":" in saved.env_id and given.env_id != saved.env_id:
+        # A stranger's file must not choose what is imported.
+        fail(f"the run imports a package: if you trust it, add --env-id {saved.env_id}")
     args = tyro.cli(Args, default=saved, description=__doc__)
-    args.resume = saved.resume
+    args.resume = run_dir
     for field in fields(Args):
         value = getattr(saved, field.name)
         if field.name not in MAY_CHANGE and getattr(args, field.name) != value:
             fail(f"{flag(field.name)} is {value} in the run to resume and cannot change")
     if checkpoint["iteration"] >= args.total_timesteps // (args.num_envs * args.num_steps):
-        fail(f"the run is over, at {checkpoint['global_step']} steps: give it more with --total-timesteps")
+        fail(f"the run is over, at {checkpoint['global_step']} steps: raise --total-timesteps")
     return args
 
 
 def find_run(path: Path) -> Path:
-    """Return the run folder that `path` names: itself, that of a checkpoint, or the newest whose name begins so."""
-    if path.is_file():
+    """Return the run folder at `path`: itself, a checkpoint's, or the newest that begins so."""
+    if path.name == "checkpoint.pt":
         return path.parent
     if path.is_dir():
         return path
-    checkpoints = list(path.parent.glob(f"{path.name}*/checkpoint.pt"))
-    if not checkpoints:
-        fail(f"no run {path} with a checkpoint: give the folder of a run, runs/...")
-    newest = max(checkpoints, key=lambda checkpoint: checkpoint.stat().st_mtime)
-    return newest.parent
+    for pattern in (f"{path.name}__*", f"{path.name}*"):  # seed 1 is not seed 10
+        checkpoints = list(path.parent.glob(f"{pattern}/checkpoint.pt"))
+        if checkpoints:
+            newest = max(checkpoints, key=lambda checkpoint: checkpoint.stat().st_mtime)
+            return newest.parent
+    fail(f"no run {path} with a checkpoint: give the folder of a run, runs/...")
 
 
 def load_checkpoint(run_dir: Path) -> dict:
     """Read the checkpoint of a run, or end with one line that says what is wrong with it."""
     path = run_dir / "checkpoint.pt"
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # a stranger's file cannot run code
-        version = checkpoint["version"]
-        names = checkpoint["args"].keys()
-    except Exception:  # a missing or damaged file can raise anything
+        # torch.load does not look at the checksums; with weights_only it runs no foreign code.
+        damaged = not path.is_file() or zipfile.ZipFile(path).testzip()
+        checkpoint = {} if damaged else torch.load(path, map_location="cpu", weights_only=True)
+        args = checkpoint["args"]
+        batch_size = args["num_envs"] * args["num_steps"]
+        known = checkpoint["version"] == Run.version and isinstance(checkpoint["script"], str)
+        counted = isinstance(checkpoint["iteration"], int) and checkpoint["iteration"] > 0
+        counted = counted and checkpoint["global_step"] == checkpoint["iteration"] * batch_size
+    except Exception:  # a missing, damaged or foreign file can raise anything
         fail(f"{path} is missing, damaged or no checkpoint: give the folder of a run, runs/...")
-    unknown = names - {field.name for field in fields(Args)}
-    if version != Run.version or unknown:
-        others = ", ".join([f"format {version}", *map(flag, sorted(unknown))])
-        fail(f"{path} is of another script than {Path(__file__).name}, or of another version of it: {others}")
+    if not known:
+        fail(
+            f"{path} has the format {checkpoint['version']}, not {Run.version}: use its own script"
+        )
+    defaults = {field.name: field.default for field in fields(Args)}
+    for name, value in args.items():
+        if name not in defaults:
+            scripts = f"{checkpoint['script']}.py, not by this {Path(__file__).name}"
+            fail(f"{path} was written by {scripts}: it has {flag(str(name))}")
+        if not fits_default(value, defaults[name]):
+            fail(f"{path} is damaged: {flag(name)} is {value!r}")
+    if not counted:
+        fail(f"{path} is damaged: its numbers of steps and updates do not agree")
+    here = {"device": "cpu", "compile": False, "track": False, "capture_video": False}
+    check_args(Args(**args | here))
     return checkpoint
 
 
+def fits_default(value, default) -> bool:
+    """Whether a value from a file has the type of an argument's default."""
+    if isinstance(default, float) or default is None:
+        return value is None or type(value) in (float, int)
+    return type(value) is type(default)
+
+
+def fits(saved, own) -> bool:
+    """Whether `saved` has the keys, shapes and types of `own`, and nothing but finite numbers."""
+    if isinstance(own, dict):
+        same = isinstance(saved, dict) and saved.keys() == own.keys()
+        return same and all(fits(saved[key], own[key]) for key in own)
+    if isinstance(own, list):
+        return isinstance(saved, list) and len(saved) == len(own) and all(map(fits, saved, own))
+    if isinstance(own, Tensor):
+        same = isinstance(saved, Tensor) and saved.shape == own.shape and saved.dtype == own.dtype
+        return same and bool(saved.isfinite().all())
+    return type(saved) in (float, int) and np.isfinite(saved)
+
+
 def new_run_dir(args: Args) -> Path:
-    return Path("runs") / f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
+    """Return a name that is free, legal on every system, and one level deep."""
+    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
+    name = re.sub(r"[^\w.+-]+", "-", name)
+    run_dir = Path("runs") / name
+    number = 2
+    while run_dir.exists():
+        run_dir = Path("runs") / f"{name}-{number}"
+        number += 1
+    return run_dir
 
 
 class Run:
-    """One training run: its folder with log and checkpoints, its progress on the screen, its orderly end.
+    """One training run: its folder with log and checkpoints, its progress, its orderly end.
 
-    `parts` (agent, optimizer, ...) go into every checkpoint; if the run is resumed, they come back from the last one.
+    `parts` (agent, optimizer, ...) go into every checkpoint, and come back from it on a resume.
     """
 
     version = 2  # of the checkpoint's format
+    script = Path(__file__)
 
     def __init__(self, args: Args, run_dir: Path, **parts):
         self.args = args
@@ -585,46 +724,72 @@ class Run:
         self.global_step = 0  # environment steps so far
         self.returns = deque(maxlen=100)  # of the last finished episodes
         self.stop_signal = 0  # the number of the signal that came, if one did
+        self.claim_folder()
         if args.resume:
-            self.restore()
+            self.restore(load_checkpoint(run_dir))
 
-        batch_size = args.num_envs * args.num_steps
-        self.total = args.total_timesteps - args.total_timesteps % batch_size
+        self.first_step = self.global_step
+        self.total = args.total_timesteps - args.total_timesteps % (args.num_envs * args.num_steps)
         device = next(parts["agent"].parameters()).device
-        print(f"{run_dir}: {device}, torch {torch.__version__}, gymnasium {gym.__version__}", file=sys.stderr)
-        bar_format = "{percentage:3.0f}%|{bar}| {remaining} left{postfix}"
-        # disable=None: no bar where there is no terminal, but a line every ten seconds
+        versions = f"torch {torch.__version__}, gymnasium {gym.__version__}"
+        say(f"{self.dir}: {device}, {versions}", sys.stderr)
+        # A bar in a terminal, elsewhere a line every ten seconds
+        self.terminal = sys.stderr is not None and sys.stderr.isatty()
         self.bar = tqdm(
-            total=self.total, initial=self.global_step, bar_format=bar_format, dynamic_ncols=True, disable=None
+            total=self.total,
+            initial=self.global_step,
+            bar_format="{percentage:3.0f}%|{bar}| {remaining} left{postfix}",
+            dynamic_ncols=True,
+            disable=not self.terminal,
         )
         self.started = self.last_update = self.last_line = time.perf_counter()
-        self.first_step = self.global_step
         self.handlers = {}
         if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self.handlers[signum] = signal.signal(signum, self.on_signal)
+            for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+                if hasattr(signal, name):
+                    signum = getattr(signal, name)
+                    self.handlers[signum] = signal.signal(signum, self.on_signal)
         atexit.register(self.say_how_to_go_on)
+
+    def claim_folder(self) -> None:
+        """Make the run folder, and lock it; a process that is killed leaves no lock behind."""
+        with disk_errors(self.dir):
+            while not self.args.resume:
+                try:
+                    # There may be a folder for videos in it already.
+                    self.dir.mkdir(parents=True, exist_ok=self.args.capture_video)
+                    break
+                except FileExistsError:  # another run started in the same second
+                    self.dir = new_run_dir(self.args)
+            self.lock = FileLock(self.dir / "lock", is_singleton=True)
+            try:
+                self.lock.acquire(timeout=0)
+            except Timeout:
+                fail(f"{self.dir} is in use: another process is training this run")
 
     @cached_property
     def writer(self) -> SummaryWriter:
-        """The log, opened when first written to, so that a run that fails before leaves no folder behind."""
+        """The log, opened when it is first written to."""
         if self.args.track:
             import wandb
 
             name = self.dir.name
-            wandb.init(id=name, name=name, resume="allow", config=asdict(self.args), sync_tensorboard=True)
+            config = asdict(self.args)
+            wandb.init(id=name, name=name, resume="allow", config=config, sync_tensorboard=True)
         # purge_step: a resumed run logs again what came after its last checkpoint.
         writer = SummaryWriter(self.dir, purge_step=self.first_step + 1)
-        writer.add_text("hyperparameters", "\n".join(f"    {k}: {v}" for k, v in asdict(self.args).items()))
+        settings = asdict(self.args) | {"threads": torch.get_num_threads()}
+        lines = [f"    {name}: {value}" for name, value in settings.items()]
+        writer.add_text("hyperparameters", "\n".join(lines))
         return writer
 
     def env_seeds(self) -> list[int]:
-        """Return a seed for every environment: new ones after a resume, and none of another run's."""
+        """Return a seed for every environment: none of another run's, and new ones on a resume."""
         sequence = np.random.SeedSequence([self.args.seed, self.iteration])
         return sequence.generate_state(self.args.num_envs).tolist()
 
     def end_step(self, infos: dict) -> None:
-        """Count one step of every environment, and log the episodes that are over, by RecordEpisodeStatistics."""
+        """Count a step of every environment; log episodes that RecordEpisodeStatistics reports."""
         self.global_step += self.args.num_envs
         for info in (infos, infos.get("final_info", {})):
             if "episode" in info:
@@ -633,78 +798,128 @@ class Run:
 
     def log_episode(self, episodic_return: float, episodic_length: int) -> None:
         self.returns.append(episodic_return)
-        self.writer.add_scalar("charts/episodic_return", episodic_return, self.global_step)
-        self.writer.add_scalar("charts/episodic_length", episodic_length, self.global_step)
+        self.log("charts/episodic_return", episodic_return)
+        self.log("charts/episodic_length", episodic_length)
 
-    def end_update(self, iteration: int, lr: float, stats: list[dict[str, Tensor]], explained_variance: Tensor) -> None:
-        """Log the means over all minibatches, save when it is due, show progress, and stop if a signal came."""
+    def end_update(self, iteration: int, lr: float, stats: list[dict], batch: Batch) -> None:
+        """Log the means over all minibatches, save if it is due, and stop if a signal came."""
         self.iteration = iteration + 1
-        table = torch.stack([torch.stack(list(mb_stats.values())) for mb_stats in stats])  # (minibatches, statistics)
-        means = table.mean(dim=0).tolist()  # waits for the GPU
+        rows = [torch.stack(list(mb_stats.values())) for mb_stats in stats]
+        means = torch.stack(rows).mean(dim=0).tolist()  # waits for the GPU
         for name, mean in zip(stats[0], means, strict=True):
-            self.writer.add_scalar(f"losses/{name}", mean, self.global_step)
             if not np.isfinite(mean):  # a broken agent is never saved
-                fail(f"losses/{name} became {mean} in update {self.iteration}; try a smaller --learning-rate", code=1)
-        self.writer.add_scalar("losses/explained_variance", explained_variance.item(), self.global_step)
-        self.writer.add_scalar("charts/learning_rate", lr, self.global_step)
+                self.close()
+                fail(
+                    f"{name} became {mean} in update {self.iteration}: {self.cause(batch)}", code=1
+                )
+            self.log(f"losses/{name}", mean)
+        explained_variance = 1 - (batch.returns - batch.values).var() / batch.returns.var()
+        self.log("losses/explained_variance", explained_variance.item())
+        self.log("charts/learning_rate", lr)
 
         now = time.perf_counter()
-        sps = self.args.num_envs * self.args.num_steps / (now - self.last_update)
+        batch_size = self.args.num_envs * self.args.num_steps
+        sps = batch_size / (now - self.last_update)
         self.last_update = now
-        self.writer.add_scalar("charts/SPS", sps, self.global_step)
+        self.log("charts/SPS", sps)
 
-        if self.stop_signal or self.iteration % self.args.save_every == 0 or self.global_step >= self.total:
-            self.save()
-        self.show_progress(sps)
+        over = self.global_step >= self.total
+        if over or self.stop_signal or self.iteration % self.args.save_every == 0:
+            self.save(batch)
+        self.show_progress(sps, batch_size)
         if self.stop_signal:
             self.close()
             raise SystemExit(128 + self.stop_signal)
 
-    def show_progress(self, sps: float) -> None:
+    def cause(self, batch: Batch) -> str:
+        """Say what made a number NaN or infinite."""
+        if not batch.obs.isfinite().all():
+            return f"{self.args.env_id} gave an observation that is NaN or infinite"
+        if not batch.returns.isfinite().all():
+            return f"{self.args.env_id} gave a reward that is NaN or infinite, or far too large"
+        return "try a smaller --learning-rate"
+
+    def log(self, tag: str, value: float) -> None:
+        with disk_errors(self.dir):
+            self.writer.add_scalar(tag, value, self.global_step)
+
+    def show_progress(self, sps: float, batch_size: int) -> None:
         status = f"{sps:,.0f} steps/s, {self.mean_return()}"
-        self.bar.set_postfix_str(status, refresh=False)
-        self.bar.update(self.global_step - self.bar.n)
+        with dead_stream_ignored(sys.stderr):
+            self.bar.set_postfix_str(status, refresh=False)
+            self.bar.update(batch_size)
         now = time.perf_counter()
-        if self.bar.disable and now - self.last_line >= 10:
+        if not self.terminal and now - self.last_line >= 10:
             self.last_line = now
-            left = (self.total - self.global_step) * (now - self.started) / (self.global_step - self.first_step)
-            steps = f"{self.global_step:,} of {self.total:,} steps, {tqdm.format_interval(left)} left"
-            print(f"{steps}, {status}", file=sys.stderr, flush=True)
+            rate = (self.global_step - self.first_step) / (now - self.started)
+            left = tqdm.format_interval((self.total - self.global_step) / rate)
+            steps = f"{self.global_step:,} of {self.total:,} steps"
+            say(f"{steps}, {left} left, {status}", sys.stderr)
 
     def mean_return(self) -> str:
         if not self.returns:
             return "no episode finished yet"
         return f"mean return {np.mean(self.returns):.1f}"
 
-    def save(self) -> None:
-        """Write a new checkpoint, then rename it over the old one: there is a whole one at every moment."""
+    def save(self, batch: Batch) -> None:
+        """Write a new checkpoint, then rename it over the old one: a whole one is always there."""
         checkpoint = {name: part.state_dict() for name, part in self.parts.items()}
-        checkpoint["script"] = Path(__file__).stem
+        if not all(weight.isfinite().all() for weight in checkpoint["agent"].values()):
+            fail(
+                f"a weight is not finite after update {self.iteration}: {self.cause(batch)}", code=1
+            )
+        checkpoint["script"] = self.script.stem
         checkpoint["version"] = self.version
         checkpoint["args"] = asdict(self.args) | {"resume": None}
         checkpoint["iteration"] = self.iteration
         checkpoint["global_step"] = self.global_step
         checkpoint["rng"] = torch.get_rng_state()
         checkpoint["cuda_rng"] = torch.cuda.get_rng_state_all()
-        self.writer.flush()
+        if torch.backends.mps.is_available():
+            checkpoint["mps_rng"] = torch.mps.get_rng_state()
+        data = io.BytesIO()
+        torch.save(checkpoint, data)
         temporary = self.dir / "checkpoint.tmp"
-        try:
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.dir / "checkpoint.pt")
-        except (OSError, RuntimeError) as error:  # a RuntimeError is how torch.save reports a full disk
-            fail(f"no checkpoint written to {self.dir}, the one before is kept: {error}", code=1)
+        with disk_errors(self.dir):
+            self.writer.flush()
+            try:
+                with temporary.open("wb") as file:
+                    file.write(data.getbuffer())
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(self.dir / "checkpoint.pt")
+            finally:
+                temporary.unlink(missing_ok=True)
 
-    def restore(self) -> None:
-        checkpoint = load_checkpoint(self.dir)
+    def restore(self, checkpoint: dict) -> None:
+        """Load what `save` saved, after a look at all of it: it may be a stranger's file."""
         self.iteration = checkpoint["iteration"]
         self.global_step = checkpoint["global_step"]
-        for name, part in self.parts.items():
-            part.load_state_dict(checkpoint[name])
-        torch.set_rng_state(checkpoint["rng"])
-        torch.cuda.set_rng_state_all(checkpoint["cuda_rng"][: torch.cuda.device_count()])
+        optimizer = self.parts["optimizer"]
+        parameters = optimizer.param_groups[0]["params"]
+        own = {name: part.state_dict() for name, part in self.parts.items()}
+        own["optimizer"] = {
+            number: {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
+            for number, parameter in enumerate(parameters)
+            if parameter.requires_grad
+        }
+        try:
+            saved = {name: checkpoint[name] for name in self.parts}
+            saved["optimizer"] = checkpoint["optimizer"]["state"]
+            unfit = [name for name in own if not fits(saved[name], own[name])]
+            if unfit:
+                raise ValueError(f"{', '.join(unfit)}: other names, shapes or types, or not finite")
+            # The optimiser's settings are the script's, not the file's.
+            settings = optimizer.state_dict()["param_groups"]
+            saved["optimizer"] = {"state": saved["optimizer"], "param_groups": settings}
+            for name, part in self.parts.items():
+                part.load_state_dict(saved[name])
+            torch.set_rng_state(checkpoint["rng"])
+            torch.cuda.set_rng_state_all(checkpoint["cuda_rng"][: torch.cuda.device_count()])
+            if torch.backends.mps.is_available() and "mps_rng" in checkpoint:
+                torch.mps.set_rng_state(checkpoint["mps_rng"])
+        except Exception as error:  # a foreign file can raise anything
+            fail(f"the checkpoint in {self.dir} does not fit: {type(error).__name__}: {error}")
 
     def on_signal(self, signum: int, frame) -> None:
         """Note the first Ctrl-C or SIGTERM, and finish the update; a second one acts as usual."""
@@ -718,17 +933,34 @@ class Run:
     def close(self) -> None:
         """Close log and bar, and say how the run went if it is over."""
         self.restore_handlers()
-        self.writer.close()
-        self.bar.close()
+        with disk_errors(self.dir):
+            self.writer.close()
+        with dead_stream_ignored(sys.stderr):
+            self.bar.close()
+        self.lock.release()
         if self.global_step >= self.total:
-            print(f"{self.global_step:,} steps, {self.mean_return()}. The curves: tensorboard --logdir {self.dir}")
+            atexit.unregister(self.say_how_to_go_on)
+            curves = shlex.join(["tensorboard", "--logdir", str(self.dir)])
+            result = f"{self.global_step:,} steps, {self.mean_return()}"
+            say(f"{result}. The curves: {curves}", sys.stdout)
 
     def say_how_to_go_on(self) -> None:
         """After Ctrl-C or a crash, print the command that continues from the last checkpoint."""
         if self.global_step < self.total and (self.dir / "checkpoint.pt").exists():
-            command = [sys.orig_argv[0], sys.argv[0], "--resume", str(self.dir)]
-            print("to go on:", shlex.join(command), file=sys.stderr)
+            called = (
+                Path(sys.argv[0]).name == self.script.name
+            )  # and not imported by another program
+            script = sys.argv[0] if called else str(self.script)
+            command = [sys.orig_argv[0], script, "--resume", str(self.dir)]
+            say(f"to go on: {shlex.join(command)}", sys.stderr)
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    # An error of the log's own thread comes back at the next write to the log.
+    threading.excepthook = lambda failure: None
+    try:
+        main(parse_args())
+    except (MemoryError, RuntimeError) as error:
+        if "allocate" not in str(error):
+            raise
+        fail(f"out of memory: {error}; try a smaller --num-steps or --num-envs", code=1)

@@ -1,24 +1,27 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#     "envpool==1.2.5", "gymnasium==1.4.0", "moviepy==2.2.1", "numpy==2.4.6", "tensorboard==2.21.0", "torch==2.13.0",
-#     "tqdm==4.70.1", "tyro==1.0.17",
+#     "envpool==1.2.5", "filelock==4.2.12", "gymnasium==1.4.0", "moviepy==2.2.1", "numpy==2.4.6",
+#     "tensorboard==2.21.0", "torch==2.13.0", "tqdm==4.70.1", "tyro==1.0.17",
 # ]
 # ///
 """Proximal Policy Optimization for several discrete actions at once, with invalid ones masked.
 
     python ppo_multidiscrete.py --env-id Jumanji/Cleaner-v0
 
-In EnvPool's Cleaner three robots clean a maze: a return of 21 after 1,000,000 steps, 5 without masks (three seeds).
-Gymnasium's environments with MultiDiscrete actions work too; what info["action_mask"] calls invalid is never taken.
+In EnvPool's Cleaner three robots clean a maze: a return of 21 after 1,000,000 steps, 5 without masks
+(three seeds). Gymnasium's environments with several discrete actions work too; what
+info["action_mask"] calls invalid is never taken. The official code has no masks.
 
-Read from here to the end of `main`: arguments, environments, agent, advantages, loss, and the training loop. What
-comes after `main` (checks, checkpoints, log, progress) has nothing to do with PPO.
+Read from here to the end of `main`: arguments, environments, agent, advantages, loss, and the
+training loop. What comes after `main` (checks, checkpoints, log, progress) is not part of PPO.
 """
 
 import atexit
 import importlib.util
+import io
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -26,19 +29,24 @@ import sys
 import threading
 import time
 import traceback
+import zipfile
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple, NoReturn
+from typing import ClassVar, Literal, NamedTuple, NoReturn, TextIO
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below: no traceback
 
 import envpool
 import gymnasium as gym
 import numpy as np
 import torch
 import tyro
+from filelock import FileLock, Timeout
 from gymnasium.utils.save_video import capped_cubic_video_schedule, save_video
 from torch import Tensor, nn, optim
 from torch.utils.tensorboard import SummaryWriter
@@ -48,7 +56,7 @@ from tqdm import tqdm
 @dataclass
 class Args:
     # Environment
-    env_id: str = "Jumanji/Cleaner-v0"  # EnvPool's Cleaner, or Gymnasium environment with several discrete actions
+    env_id: str = "Jumanji/Cleaner-v0"  # EnvPool's Cleaner, or one of Gymnasium's
     num_envs: int = 16  # environments stepped side by side
     capture_video: bool = False  # record videos of the first environment into the run folder
     action_mask: bool = True  # never take an action that the environment calls invalid
@@ -69,31 +77,31 @@ class Args:
     ent_coef: float = 0.01  # weight of the entropy bonus
     vf_coef: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # clip the global norm of the gradient to this
-    target_kl: float | None = None  # stop the epochs of an update once their mean approximate KL exceeds this
-    bootstrap_truncated: bool = False  # at a time limit, bootstrap from the final observation (the official code: no)
+    target_kl: float | None = None  # stop an update's epochs once their mean KL exceeds this
+    bootstrap_truncated: bool = False  # bootstrap the value at a time limit
     shared_network: bool = False  # one body for policy and value instead of two
 
     # Run
     seed: int = 1  # seed of everything random
     torch_deterministic: bool = True  # use deterministic GPU kernels
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto is the CPU: it is faster for networks this small
-    compile: bool = False  # compile the learner; needs a C++ compiler, and up to a minute at the start
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: the CPU, which is faster here
+    compile: bool = False  # compile the learner; needs a C++ compiler and a minute
     exp_name: str = Path(__file__).stem  # name of the experiment, part of the run folder's name
     save_every: int = 100  # updates between two checkpoints
-    # run folder to continue, or the beginning of its name; then only these may change: --total-timesteps --device
-    # --compile --save-every --capture-video --track
+    # run folder to continue, or the beginning of its name; then only these flags may change:
+    # --total-timesteps --device --compile --save-every --capture-video --track
     resume: Path | None = None
-    track: bool = False  # log to Weights & Biases too (it reads WANDB_PROJECT, WANDB_ENTITY and WANDB_MODE)
+    track: bool = False  # log to Weights & Biases too (see WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # Environments
 
 
 def make_env(env_id: str, idx: int, capture_video: bool, run_dir: Path) -> gym.Env:
     """Make environment number `idx`; number 0 records videos if asked to."""
     record = capture_video and idx == 0
-    env = gym.make(env_id, render_mode="rgb_array" if record else None)
+    env = gym.make(env_id, render_mode="rgb_array") if record else gym.make(env_id)
     check_spaces(env_id, env)
     if len(env.observation_space.shape or ()) != 1:
         env = gym.wrappers.FlattenObservation(env)
@@ -105,7 +113,9 @@ def make_env(env_id: str, idx: int, capture_video: bool, run_dir: Path) -> gym.E
         start = env.action_space.start
     # The agent's actions are vectors, and count from 0.
     space = gym.spaces.MultiDiscrete(nvec.flatten())
-    env = gym.wrappers.TransformAction(env, lambda action: start + action.reshape(start.shape), space)
+    env = gym.wrappers.TransformAction(
+        env, lambda action: start + action.reshape(start.shape), space
+    )
     if record:
         env = gym.wrappers.RecordVideo(env, str(run_dir / "videos"), disable_logger=True)
     return gym.wrappers.RecordEpisodeStatistics(env)
@@ -115,9 +125,12 @@ def make_envs(args: Args, run_dir: Path) -> gym.vector.VectorEnv:
     """Core 1: vectorised environments, which one policy steps side by side."""
     if args.env_id == "Jumanji/Cleaner-v0":
         return ActionMask(Cleaner(args, run_dir), args)
-    thunks = [partial(make_env, args.env_id, i, args.capture_video, run_dir) for i in range(args.num_envs)]
-    # SAME_STEP: the step that ends an episode returns the first observation of the next one. Gymnasium's default,
-    # NEXT_STEP, spends a step on the reset, and the learner would train on a transition that never happened.
+    thunks = [
+        partial(make_env, args.env_id, i, args.capture_video, run_dir) for i in range(args.num_envs)
+    ]
+    # SAME_STEP: the step that ends an episode returns the first observation of the next one.
+    # Gymnasium's default, NEXT_STEP, spends a step on the reset, and the learner would train on a
+    # transition that never happened.
     envs = gym.vector.SyncVectorEnv(thunks, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
     return ActionMask(envs, args)
 
@@ -130,30 +143,33 @@ def check_spaces(env_id: str, env: gym.Env) -> None:
     if isinstance(env.action_space, gym.spaces.Discrete):
         fail(f"{env_id} has one discrete action, {env.action_space}: use ppo.py")
     if not isinstance(env.action_space, gym.spaces.MultiDiscrete | gym.spaces.MultiBinary):
-        fail(f"{env_id} has the actions {env.action_space}, not MultiDiscrete: change them in make_env, in a wrapper")
+        fail(f"{env_id} has the actions {env.action_space}: map them to MultiDiscrete in make_env")
 
 
 def check_observations(env_id: str, space: gym.Space) -> None:
-    """End with one line unless `space` holds nothing but numbers, which FlattenObservation makes a vector of."""
+    """End with one line unless `space` is made of numbers, which FlattenObservation can take."""
     if isinstance(space, gym.spaces.Dict | gym.spaces.Tuple):
         for part in space.values() if isinstance(space, gym.spaces.Dict) else space:
             check_observations(env_id, part)
     elif isinstance(space, gym.spaces.Box):
         if space.dtype == np.uint8 and len(space.shape) == 3 and min(space.shape[:2]) >= 36:
-            fail(f"{env_id} observes images, {space}: give the Agent in a copy of this script ppo_atari.py's network")
-    elif not isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary):
-        fail(f"{env_id} observes {space}, which is no number: leave it out in make_env, with FilterObservation")
+            fail(f"{env_id} observes images: copy this script, with the network of ppo_atari.py")
+    elif not isinstance(
+        space, gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary
+    ):
+        fail(f"{env_id} observes {space}, not numbers: use FilterObservation in make_env")
 
 
 class Cleaner(gym.vector.VectorEnv):
-    """EnvPool's Cleaner the way Gymnasium has it: vector observations, MultiDiscrete actions, the mask in infos.
+    """EnvPool's Cleaner with vector observations, MultiDiscrete actions, and masks in infos.
 
-    EnvPool spends the step after an episode's end on the reset. That step is taken here at once, by those environments
-    alone that need it, so that no learner sees it.
+    EnvPool spends the step after an episode's end on the reset. That step is taken here at once, by
+    those environments alone that need it, so that no learner sees it.
     """
 
     metadata: ClassVar = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}
-    single_observation_space = gym.spaces.Box(0, 1, (601,))  # 3 maps of the tiles, 3 of the robots, and the time
+    # Three maps of the tiles, three of the robots, and the time
+    single_observation_space = gym.spaces.Box(0, 1, (601,))
     single_action_space = gym.spaces.MultiDiscrete([4, 4, 4])
 
     def __init__(self, args: Args, run_dir: Path):
@@ -168,31 +184,36 @@ class Cleaner(gym.vector.VectorEnv):
             self.args.env_id,
             env_type="gymnasium",
             num_envs=self.num_envs,
-            seed=[number >> 1 for number in seed],  # EnvPool takes 31 bits, and only when it is made
+            seed=[
+                number >> 1 for number in seed
+            ],  # EnvPool takes 31 bits, and only when it is made
             render_mode="rgb_array" if self.args.capture_video else None,
         )
         self.episode_returns = np.zeros(self.num_envs)
         obs, _ = self.pool.reset()
         return self.flatten(obs), self.masks(obs)
 
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
         obs, rewards, terminated, truncated, infos = self.pool.step(actions.astype(np.int32))
         self.episode_returns += rewards
         done = terminated | truncated
-        final_obs = self.flatten(obs)
-        more = {
-            "episode": {"r": self.episode_returns.copy(), "l": infos["elapsed_step"]},
-            "_episode": done,
-            "final_obs": final_obs,
-        }
         if self.args.capture_video:
             self.record(done[0])
+        if not done.any():
+            return self.flatten(obs), rewards, terminated, truncated, self.masks(obs)
+
+        more = {
+            "final_obs": self.flatten(obs),
+            "episode": {"r": self.episode_returns.copy(), "l": infos["elapsed_step"]},
+            "_episode": done,
+        }
         self.episode_returns[done] = 0
-        if done.any():
-            ended = np.flatnonzero(done)
-            first_obs, *_ = self.pool.step(np.zeros((len(ended), 3), dtype=np.int32), ended)
-            for name in obs:
-                obs[name][ended] = first_obs[name]
+        ended = np.flatnonzero(done)
+        first_obs, *_ = self.pool.step(np.zeros((len(ended), 3), dtype=np.int32), ended)
+        for name in obs:
+            obs[name][ended] = first_obs[name]
         return self.flatten(obs), rewards, terminated, truncated, self.masks(obs) | more
 
     def flatten(self, obs: dict) -> np.ndarray:
@@ -202,7 +223,8 @@ class Cleaner(gym.vector.VectorEnv):
         return np.hstack([tiles, robots, obs["step_count"][:, None] / 100])
 
     def masks(self, obs: dict) -> dict:
-        # In some mazes the robots are walled in from the start: whatever they do ends the episode, so all is allowed.
+        # In some mazes the robots are walled in from the start. Whatever they do ends the episode,
+        # so all is allowed.
         valid = obs["action_mask"] | ~obs["action_mask"].any(axis=-1, keepdims=True)
         return {"action_mask": valid, "_action_mask": np.ones(self.num_envs, dtype=bool)}
 
@@ -217,7 +239,7 @@ class Cleaner(gym.vector.VectorEnv):
 
 
 class ActionMask(gym.vector.VectorWrapper):
-    """Aux 4: say in infos["action_mask"], (num_envs, sum of nvec) bool, which actions are valid (all, if none says)."""
+    """Aux 4: infos["action_mask"], (num_envs, sum of nvec) bool, says which actions are valid."""
 
     def __init__(self, envs: gym.vector.VectorEnv, args: Args):
         super().__init__(envs)
@@ -229,7 +251,9 @@ class ActionMask(gym.vector.VectorWrapper):
         infos["action_mask"] = self.valid_actions(infos)
         return obs, infos
 
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
         obs, rewards, terminated, truncated, infos = self.env.step(actions)
         infos["action_mask"] = self.valid_actions(infos)
         return obs, rewards, terminated, truncated, infos
@@ -240,16 +264,15 @@ class ActionMask(gym.vector.VectorWrapper):
             return valid
         masks = infos["action_mask"].reshape(self.num_envs, -1).astype(bool)
         if masks.shape != valid.shape:
-            fail(f"the action masks of {self.args.env_id} have the shape {masks.shape[1:]}, not {valid.shape[1:]}")
+            shapes = f"{masks.shape[1:]}, not {valid.shape[1:]}"
+            fail(f"the action masks of {self.args.env_id} have the shape {shapes}")
         valid = masks | ~infos["_action_mask"][:, None]
         if not np.logical_or.reduceat(valid, np.cumsum(self.nvec) - self.nvec, axis=1).all():
-            fail(
-                f"{self.args.env_id} masks every choice of an action component: it should end the episode there instead"
-            )
+            fail(f"{self.args.env_id} masks all choices of a component: it should end the episode")
         return valid
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # Agent
 
 
@@ -261,10 +284,10 @@ def layer_init(layer: nn.Module, std: float = 2**0.5, bias: float = 0.0) -> nn.M
 
 
 def sample(logits: Tensor, greedy: bool = False) -> Tensor:
-    """Draw an action from the softmax of each row of logits, or take the likeliest: (batch, actions) -> (batch,)."""
+    """Draw from the softmax of each row, or take the likeliest: (batch, actions) -> (batch,)."""
     if greedy:
         return logits.argmax(dim=-1)
-    # The argmax of logits plus Gumbel noise is such a draw (baselines common/distributions.py#L199).
+    # The argmax of logits plus Gumbel noise is such a draw (common/distributions.py#L199).
     gumbel = -torch.empty_like(logits).exponential_().log()
     return (logits + gumbel).argmax(dim=-1)
 
@@ -286,7 +309,8 @@ class Agent(nn.Module):
             ]
 
         actor_body = body()
-        critic_body = actor_body if shared_network else body()  # Core 13: separate networks, or one body for both
+        # Core 13: separate networks, or one body for both
+        critic_body = actor_body if shared_network else body()
         # The small gain makes all actions about equally likely at the start.
         self.actor = nn.Sequential(*actor_body, layer_init(nn.Linear(64, sum(self.nvec)), std=0.01))
         self.critic = nn.Sequential(*critic_body, layer_init(nn.Linear(64, 1), std=1.0))
@@ -296,24 +320,33 @@ class Agent(nn.Module):
         return self.critic(x).squeeze(-1)
 
     def get_logits(self, x: Tensor, action_mask: Tensor | None) -> tuple[Tensor, ...]:
-        """Return the logits of each component, (batch, choices); `action_mask` is (batch, sum of nvec) bool."""
+        """Return each component's logits, (batch, choices); the mask is (batch, sum of nvec)."""
         logits = self.actor(x)
-        if action_mask is not None:  # Aux 4: the most negative number gives a probability and a gradient of exactly 0
+        if action_mask is not None:
+            # Aux 4: the most negative number gives a probability and a gradient of exactly 0
             logits = torch.where(action_mask, logits, torch.finfo(logits.dtype).min)
         return logits.split(self.nvec, dim=-1)
 
-    def get_action(self, x: Tensor, action_mask: Tensor | None = None, greedy: bool = False) -> Tensor:
-        """Sample an action for each observation, or take the likeliest: (batch, obs_size) -> (batch, components)."""
-        return torch.stack([sample(logits, greedy) for logits in self.get_logits(x, action_mask)], dim=-1)
+    def get_action(
+        self, x: Tensor, action_mask: Tensor | None = None, greedy: bool = False
+    ) -> Tensor:
+        """Sample actions, or take the likeliest: (batch, obs_size) -> (batch, components)."""
+        return torch.stack(
+            [sample(logits, greedy) for logits in self.get_logits(x, action_mask)], dim=-1
+        )
 
-    def get_action_and_value(self, x: Tensor, action: Tensor | None = None, action_mask: Tensor | None = None):
-        """Return action (batch, components), log-probability, entropy and value (batch,); sample if none is given."""
+    def get_action_and_value(
+        self, x: Tensor, action: Tensor | None = None, action_mask: Tensor | None = None
+    ):
+        """Return action (batch, components), log-probability, entropy and value (batch,)."""
         if action is None:
             action = self.get_action(x, action_mask)
-        # MultiDiscrete 1: the components are independent, so log-probabilities and entropies add up
+        # MultiDiscrete 1: independent components, whose log-probabilities and entropies add up
         logprob = 0.0
         entropy = 0.0
-        for logits, choice in zip(self.get_logits(x, action_mask), action.unbind(dim=-1), strict=True):
+        for logits, choice in zip(
+            self.get_logits(x, action_mask), action.unbind(dim=-1), strict=True
+        ):
             logprobs = logits.log_softmax(dim=-1)  # (batch, choices)
             logprob = logprob + logprobs.gather(-1, choice[:, None])[:, 0]
             entropy = entropy - (logprobs.exp() * logprobs).sum(dim=-1)
@@ -323,7 +356,7 @@ class Agent(nn.Module):
         return self.get_action_and_value(*inputs)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # Advantages and loss
 
 
@@ -342,15 +375,19 @@ class Batch(NamedTuple):
         return Batch(*(field[rows] for field in self))
 
 
-def compute_gae(rewards, values, dones, next_value, next_done, gamma, gae_lambda) -> tuple[Tensor, Tensor]:
-    """Core 5: generalized advantage estimation (Schulman et al. 2016, eq. 16; baselines ppo2/runner.py#L56-L65).
+def compute_gae(
+    rewards, values, dones, next_value, next_done, gamma, gae_lambda
+) -> tuple[Tensor, Tensor]:
+    """Core 5: generalized advantage estimation (Schulman et al. 2016; ppo2/runner.py#L56-L65).
 
-    `rewards`, `values`, `dones` are (num_steps, num_envs); `dones[t]` is 1 where `obs[t]` begins an episode.
-    `next_value`, `next_done` (num_envs,) belong to the observation after the last step. Returns the advantages and
-    the targets of the value function, both (num_steps, num_envs).
+    `rewards`, `values`, `dones` are (num_steps, num_envs); `dones[t]` is 1 where `obs[t]` begins an
+    episode. `next_value`, `next_done` (num_envs,) belong to the observation after the last step.
+    Returns the advantages and the targets of the value function, both (num_steps, num_envs).
     """
     next_values = torch.cat([values[1:], next_value[None]])
-    continues = 1.0 - torch.cat([dones[1:], next_done[None]])  # 0 where the episode ended with step t
+    continues = 1.0 - torch.cat(
+        [dones[1:], next_done[None]]
+    )  # 0 where the episode ended with step t
     deltas = rewards + gamma * continues * next_values - values
 
     advantages = torch.zeros_like(rewards)
@@ -361,8 +398,10 @@ def compute_gae(rewards, values, dones, next_value, next_done, gamma, gae_lambda
     return advantages, advantages + values
 
 
-def ppo_loss(agent: Agent, mb: Batch, clip_coef: float, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the loss of one minibatch and its statistics (Schulman et al. 2017, eq. 7 and 9), all scalars."""
+def ppo_loss(
+    agent: Agent, mb: Batch, clip_coef: float, args: Args
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the loss of a minibatch and its statistics (Schulman et al. 2017, eq. 7 and 9)."""
     _, logprobs, entropies, values = agent(mb.obs, mb.actions, mb.action_masks)
     logratio = logprobs - mb.logprobs
     ratio = logratio.exp()
@@ -382,7 +421,7 @@ def ppo_loss(agent: Agent, mb: Batch, clip_coef: float, args: Args) -> tuple[Ten
     value_loss = 0.5 * value_losses.mean()
 
     entropy = entropies.mean()
-    loss = policy_loss - args.ent_coef * entropy + args.vf_coef * value_loss  # Core 10: one loss, one optimiser
+    loss = policy_loss - args.ent_coef * entropy + args.vf_coef * value_loss  # Core 10: one loss
 
     with torch.no_grad():  # Core 12: debug variables
         stats = {
@@ -390,14 +429,14 @@ def ppo_loss(agent: Agent, mb: Batch, clip_coef: float, args: Args) -> tuple[Ten
             "value_loss": value_loss.detach(),
             "entropy": entropy.detach(),
             "old_approx_kl": -logratio.mean(),
-            "approx_kl": (ratio - 1 - logratio).mean(),  # never negative, less variance (Schulman 2020)
+            "approx_kl": (ratio - 1 - logratio).mean(),  # never negative (Schulman 2020)
             "clipfrac": ((ratio - 1).abs() > clip_coef).float().mean(),
         }
     return loss, stats
 
 
 def compute_gradient(agent: Agent, mb: Batch, clip_coef: float, args: Args) -> dict[str, Tensor]:
-    """Set the gradient of every parameter to that of the minibatch's loss, clipped; return the statistics."""
+    """Set every parameter's gradient to that of a minibatch's loss; return the statistics."""
     if torch.compiler.is_compiling():
         # As loss.backward() below, in a form that the compiler takes whole.
         def loss_of(parameters: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -407,7 +446,8 @@ def compute_gradient(agent: Agent, mb: Batch, clip_coef: float, args: Args) -> d
             return torch.func.functional_call(agent, parameters, inputs)
 
         with torch.no_grad():
-            gradients, stats = torch.func.grad(loss_of, has_aux=True)(dict(agent.named_parameters()))
+            gradient_of = torch.func.grad(loss_of, has_aux=True)
+            gradients, stats = gradient_of(dict(agent.named_parameters()))
         for name, parameter in agent.named_parameters():
             parameter.grad = gradients[name].contiguous()  # laid out in memory as the parameter is
     else:
@@ -418,7 +458,7 @@ def compute_gradient(agent: Agent, mb: Batch, clip_coef: float, args: Args) -> d
     return stats
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # Training
 
 
@@ -429,7 +469,7 @@ def main(args: Args) -> Agent:
     num_iterations = args.total_timesteps // batch_size
     run_dir = args.resume or new_run_dir(args)
     device = torch.device("cpu" if args.device == "auto" else args.device)
-    torch.set_num_threads(1)  # a second thread does not make networks this small faster; leave it to a second seed
+    torch.set_num_threads(1)  # a second thread does not make networks this small faster
     torch.manual_seed(args.seed)
     torch.backends.cudnn.deterministic = args.torch_deterministic
 
@@ -441,7 +481,9 @@ def main(args: Args) -> Agent:
     run = Run(args, run_dir, agent=agent, optimizer=optimizer)
 
     # One rollout. NumPy arrays are filled faster than tensors, and become tensors once per update.
-    obs = np.zeros((args.num_steps, args.num_envs, *envs.single_observation_space.shape), dtype=np.float32)
+    obs = np.zeros(
+        (args.num_steps, args.num_envs, *envs.single_observation_space.shape), dtype=np.float32
+    )
     nvec = envs.single_action_space.nvec
     actions = np.zeros((args.num_steps, args.num_envs, len(nvec)), dtype=np.int64)
     masks = np.zeros((args.num_steps, args.num_envs, nvec.sum()), dtype=bool)
@@ -449,15 +491,21 @@ def main(args: Args) -> Agent:
     dones = np.zeros((args.num_steps, args.num_envs), dtype=np.float32)
     to_tensor = partial(torch.as_tensor, dtype=torch.float32, device=device)
 
-    next_obs, infos = envs.reset(seed=run.env_seeds())  # (num_envs, obs_size)
+    with one_line_errors(args.env_id):
+        next_obs, infos = envs.reset(seed=run.env_seeds())  # (num_envs, obs_size)
     next_done = np.zeros(args.num_envs, dtype=bool)
-    adam_steps = max((int(state["step"]) for state in optimizer.state.values()), default=0)  # not 0 after a resume
+    # Steps that Adam has taken: more than 0 after a resume
+    adam_steps = max((int(state["step"]) for state in optimizer.state.values()), default=0)
 
     for iteration in range(run.iteration, num_iterations):
-        remaining = 1 - iteration / num_iterations  # 1 in the first iteration
-        lr = args.learning_rate * remaining if args.anneal_lr else args.learning_rate  # Core 4: linearly to 0
-        clip_coef = args.clip_coef * remaining if args.anneal_clip_coef else args.clip_coef  # Aux 1: likewise
+        # Core 4: the learning rate falls linearly, and would reach 0 after the last iteration
+        # Aux 1: the clip range likewise
+        remaining = 1 - iteration / num_iterations
+        lr = args.learning_rate * remaining if args.anneal_lr else args.learning_rate
+        clip_coef = args.clip_coef * remaining if args.anneal_clip_coef else args.clip_coef
         optimizer.param_groups[0]["lr"] = lr
+        if args.compile:
+            clip_coef = torch.tensor(clip_coef, device=device)  # each number would be compiled anew
 
         # Roll out the policy. next_obs and next_done carry over to the next iteration.
         with torch.no_grad():
@@ -466,7 +514,11 @@ def main(args: Args) -> Agent:
                 dones[step] = next_done
                 masks[step] = infos["action_mask"]
                 actions[step] = (
-                    agent.get_action(to_tensor(next_obs), torch.as_tensor(masks[step], device=device)).cpu().numpy()
+                    agent.get_action(
+                        to_tensor(next_obs), torch.as_tensor(masks[step], device=device)
+                    )
+                    .cpu()
+                    .numpy()
                 )
                 next_obs, rewards[step], terminated, truncated, infos = envs.step(actions[step])
                 next_done = terminated | truncated
@@ -474,11 +526,11 @@ def main(args: Args) -> Agent:
 
                 cut = truncated & ~terminated
                 if args.bootstrap_truncated and cut.any():
-                    # A time limit cut the episode: what would have followed is worth V(final observation).
+                    # A time limit cut the episode: what would have followed is worth V(final_obs).
                     final_obs = torch.stack([to_tensor(x) for x in infos["final_obs"][cut]])
                     rewards[step, cut] += args.gamma * agent.get_value(final_obs).cpu().numpy()
 
-            # The weights stayed the same all along: compute log-probabilities and values at once, which is faster.
+            # The weights have not changed: log-probabilities and values of all rows at once.
             b_obs = to_tensor(obs).flatten(0, 1)
             b_actions = torch.as_tensor(actions, device=device).flatten(0, 1)
             b_masks = torch.as_tensor(masks, device=device).flatten(0, 1)
@@ -510,32 +562,52 @@ def main(args: Args) -> Agent:
             for rows in torch.randperm(batch_size, device=device).chunk(args.num_minibatches):
                 optimizer.zero_grad()
                 mb_stats = gradient_fn(agent, batch.select(rows), clip_coef, args)
-                # Core 3: epsilon is 1e-5, which TensorFlow adds before Adam's bias correction, and PyTorch after it
+                # Core 3: epsilon is 1e-5, which TensorFlow adds before the bias correction of Adam,
+                # and PyTorch after it
                 adam_steps += 1
                 optimizer.param_groups[0]["eps"] = 1e-5 / (1 - 0.999**adam_steps) ** 0.5
                 optimizer.step()
                 stats.append(mb_stats)
-            if args.target_kl is not None:  # Aux 3: stop when this epoch has moved the policy too far
-                epoch_kl = torch.stack([mb_stats["approx_kl"] for mb_stats in stats[-args.num_minibatches :]]).mean()
-                if epoch_kl > args.target_kl:
+            if args.target_kl is not None:
+                # Aux 3: stop when this epoch has moved the policy too far
+                epoch = stats[-args.num_minibatches :]
+                if (
+                    torch.stack([mb_stats["approx_kl"] for mb_stats in epoch]).mean()
+                    > args.target_kl
+                ):
                     break
 
-        explained_variance = 1 - (batch.returns - batch.values).var() / batch.returns.var()
-        run.end_update(iteration, lr, stats, explained_variance)
+        run.end_update(iteration, lr, stats, batch)
 
     run.close()
     envs.close()
     return agent
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The algorithm ends here. What follows is the same in every script: it checks the arguments, saves and resumes the run,
-# logs it, and shows its progress.
+# -------------------------------------------------------------------------------------------------
+# The algorithm ends here. What follows is the same in every script: it checks the arguments, saves
+# and resumes the run, logs it, and shows its progress.
+
+
+def say(message: str, stream: TextIO | None) -> None:
+    """Print one line; that a terminal or the reader of a pipe is gone does not stop the run."""
+    line = "".join(character if character.isprintable() else " " for character in message)
+    with dead_stream_ignored(stream):
+        print(" ".join(line.split()), file=stream, flush=True)
+
+
+@contextmanager
+def dead_stream_ignored(stream: TextIO | None) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError):  # nobody reads it, the disk below is full, or it is closed
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
     """End with one line on stderr; exit code 2 means wrong usage."""
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    say(f"error: {message}", sys.stderr)
     raise SystemExit(code)
 
 
@@ -545,9 +617,12 @@ def flag(name: str) -> str:
 
 def check_args(args: Args) -> None:
     """End with one line that says what to change if the arguments make no sense."""
-    for name in ("num_envs", "num_steps", "num_minibatches", "update_epochs", "total_timesteps", "save_every"):
+    sizes = ("num_envs", "num_steps", "num_minibatches", "update_epochs", "total_timesteps")
+    for name in (*sizes, "save_every"):
         if getattr(args, name) < 1:
             fail(f"{flag(name)} must be at least 1, not {getattr(args, name)}")
+    if args.num_envs > 100_000:
+        fail(f"--num-envs {args.num_envs} is too many: 100,000 at most")
     for name in ("learning_rate", "clip_coef", "ent_coef", "vf_coef", "max_grad_norm"):
         if not 0 <= getattr(args, name) < float("inf"):
             fail(f"{flag(name)} must be a number from 0 up, not {getattr(args, name)}")
@@ -561,12 +636,16 @@ def check_args(args: Args) -> None:
 
     batch_size = args.num_envs * args.num_steps
     if batch_size % args.num_minibatches != 0:
-        fail(f"--num-minibatches {args.num_minibatches} does not divide --num-envs times --num-steps, {batch_size}")
+        batch = f"--num-envs times --num-steps, {batch_size}"
+        fail(f"--num-minibatches {args.num_minibatches} does not divide {batch}")
     if args.total_timesteps < batch_size:
-        fail(f"--total-timesteps {args.total_timesteps} is less than --num-envs times --num-steps, {batch_size}")
+        fail(
+            f"--total-timesteps {args.total_timesteps} is less than one update, {batch_size} steps"
+        )
     if args.device != "auto" and not torch.get_device_module(args.device).is_available():
         fail(f"--device {args.device}: PyTorch finds no such device here; use --device cpu")
-    if args.compile and not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
+    compilers = (os.environ.get("CXX", "c++"), "g++", "clang++")
+    if args.compile and not any(shutil.which(name) for name in compilers):
         fail("--compile needs a C++ compiler: install g++, or leave --compile out")
     if args.track and importlib.util.find_spec("wandb") is None:
         fail("--track needs Weights & Biases: pip install wandb")
@@ -576,11 +655,11 @@ def check_args(args: Args) -> None:
 
 @contextmanager
 def one_line_errors(env_id: str) -> Iterator[None]:
-    """Turn what goes wrong while environments are made into one line."""
+    """Turn what goes wrong while environments are made or reset into one line."""
     try:
         yield
     except gym.error.UnregisteredEnv as error:
-        fail(f"{env_id}: {error} (Atari games: ppo_atari.py; environments of a package: --env-id package:Name-v0)")
+        fail(f"{env_id}: {error} (Atari: ppo_atari.py; from a package: --env-id package:Name-v0)")
     except gym.error.Error as error:
         fail(f"{env_id}: {error}")
     except Exception as error:
@@ -588,71 +667,138 @@ def one_line_errors(env_id: str) -> Iterator[None]:
         fail(f"{env_id}: {type(error).__name__}: {error} ({place.filename}, line {place.lineno})")
 
 
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk, a folder that is gone or may not be written into one line."""
+    try:
+        yield
+    except OSError as error:
+        saved = ", its last checkpoint is whole" if (path / "checkpoint.pt").exists() else ""
+        fail(f"cannot write to {path}{saved}: {error.strerror or error}", code=1)
+
+
 # A resumed run keeps its arguments, all but these.
-MAY_CHANGE = ("total_timesteps", "device", "compile", "save_every", "capture_video", "track", "resume")
+MAY_CHANGE = (
+    "total_timesteps",
+    "device",
+    "compile",
+    "save_every",
+    "capture_video",
+    "track",
+    "resume",
+)
 
 
 def parse_args() -> Args:
     """Read the command line; with --resume, what it leaves out comes from the checkpoint."""
-    args = tyro.cli(Args, description=__doc__)
-    if args.resume is None:
-        return args
-    args.resume = find_run(args.resume)
-    checkpoint = load_checkpoint(args.resume)
+    given = tyro.cli(Args, description=__doc__)
+    if given.resume is None:
+        return given
+    run_dir = find_run(given.resume)
+    checkpoint = load_checkpoint(run_dir)
     if checkpoint["script"] != Path(__file__).stem:
-        fail(f"{args.resume} is a run of {checkpoint['script']}.py, not of {Path(__file__).name}")
-    saved = Args(**checkpoint["args"] | {"resume": args.resume})
+        fail(f"{run_dir} is a run of {checkpoint['script']}.py, not of {Path(__file__).name}")
+    saved = Args(**checkpoint["args"])
+    if ":" in saved.env_id and given.env_id != saved.env_id:
+        # A stranger's file must not choose what is imported.
+        fail(f"the run imports a package: if you trust it, add --env-id {saved.env_id}")
     args = tyro.cli(Args, default=saved, description=__doc__)
-    args.resume = saved.resume
+    args.resume = run_dir
     for field in fields(Args):
         value = getattr(saved, field.name)
         if field.name not in MAY_CHANGE and getattr(args, field.name) != value:
             fail(f"{flag(field.name)} is {value} in the run to resume and cannot change")
     if checkpoint["iteration"] >= args.total_timesteps // (args.num_envs * args.num_steps):
-        fail(f"the run is over, at {checkpoint['global_step']} steps: give it more with --total-timesteps")
+        fail(f"the run is over, at {checkpoint['global_step']} steps: raise --total-timesteps")
     return args
 
 
 def find_run(path: Path) -> Path:
-    """Return the run folder that `path` names: itself, that of a checkpoint, or the newest whose name begins so."""
-    if path.is_file():
+    """Return the run folder at `path`: itself, a checkpoint's, or the newest that begins so."""
+    if path.name == "checkpoint.pt":
         return path.parent
     if path.is_dir():
         return path
-    checkpoints = list(path.parent.glob(f"{path.name}*/checkpoint.pt"))
-    if not checkpoints:
-        fail(f"no run {path} with a checkpoint: give the folder of a run, runs/...")
-    newest = max(checkpoints, key=lambda checkpoint: checkpoint.stat().st_mtime)
-    return newest.parent
+    for pattern in (f"{path.name}__*", f"{path.name}*"):  # seed 1 is not seed 10
+        checkpoints = list(path.parent.glob(f"{pattern}/checkpoint.pt"))
+        if checkpoints:
+            newest = max(checkpoints, key=lambda checkpoint: checkpoint.stat().st_mtime)
+            return newest.parent
+    fail(f"no run {path} with a checkpoint: give the folder of a run, runs/...")
 
 
 def load_checkpoint(run_dir: Path) -> dict:
     """Read the checkpoint of a run, or end with one line that says what is wrong with it."""
     path = run_dir / "checkpoint.pt"
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # a stranger's file cannot run code
-        version = checkpoint["version"]
-        names = checkpoint["args"].keys()
-    except Exception:  # a missing or damaged file can raise anything
+        # torch.load does not look at the checksums; with weights_only it runs no foreign code.
+        damaged = not path.is_file() or zipfile.ZipFile(path).testzip()
+        checkpoint = {} if damaged else torch.load(path, map_location="cpu", weights_only=True)
+        args = checkpoint["args"]
+        batch_size = args["num_envs"] * args["num_steps"]
+        known = checkpoint["version"] == Run.version and isinstance(checkpoint["script"], str)
+        counted = isinstance(checkpoint["iteration"], int) and checkpoint["iteration"] > 0
+        counted = counted and checkpoint["global_step"] == checkpoint["iteration"] * batch_size
+    except Exception:  # a missing, damaged or foreign file can raise anything
         fail(f"{path} is missing, damaged or no checkpoint: give the folder of a run, runs/...")
-    unknown = names - {field.name for field in fields(Args)}
-    if version != Run.version or unknown:
-        others = ", ".join([f"format {version}", *map(flag, sorted(unknown))])
-        fail(f"{path} is of another script than {Path(__file__).name}, or of another version of it: {others}")
+    if not known:
+        fail(
+            f"{path} has the format {checkpoint['version']}, not {Run.version}: use its own script"
+        )
+    defaults = {field.name: field.default for field in fields(Args)}
+    for name, value in args.items():
+        if name not in defaults:
+            scripts = f"{checkpoint['script']}.py, not by this {Path(__file__).name}"
+            fail(f"{path} was written by {scripts}: it has {flag(str(name))}")
+        if not fits_default(value, defaults[name]):
+            fail(f"{path} is damaged: {flag(name)} is {value!r}")
+    if not counted:
+        fail(f"{path} is damaged: its numbers of steps and updates do not agree")
+    here = {"device": "cpu", "compile": False, "track": False, "capture_video": False}
+    check_args(Args(**args | here))
     return checkpoint
 
 
+def fits_default(value, default) -> bool:
+    """Whether a value from a file has the type of an argument's default."""
+    if isinstance(default, float) or default is None:
+        return value is None or type(value) in (float, int)
+    return type(value) is type(default)
+
+
+def fits(saved, own) -> bool:
+    """Whether `saved` has the keys, shapes and types of `own`, and nothing but finite numbers."""
+    if isinstance(own, dict):
+        same = isinstance(saved, dict) and saved.keys() == own.keys()
+        return same and all(fits(saved[key], own[key]) for key in own)
+    if isinstance(own, list):
+        return isinstance(saved, list) and len(saved) == len(own) and all(map(fits, saved, own))
+    if isinstance(own, Tensor):
+        same = isinstance(saved, Tensor) and saved.shape == own.shape and saved.dtype == own.dtype
+        return same and bool(saved.isfinite().all())
+    return type(saved) in (float, int) and np.isfinite(saved)
+
+
 def new_run_dir(args: Args) -> Path:
-    return Path("runs") / f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
+    """Return a name that is free, legal on every system, and one level deep."""
+    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
+    name = re.sub(r"[^\w.+-]+", "-", name)
+    run_dir = Path("runs") / name
+    number = 2
+    while run_dir.exists():
+        run_dir = Path("runs") / f"{name}-{number}"
+        number += 1
+    return run_dir
 
 
 class Run:
-    """One training run: its folder with log and checkpoints, its progress on the screen, its orderly end.
+    """One training run: its folder with log and checkpoints, its progress, its orderly end.
 
-    `parts` (agent, optimizer, ...) go into every checkpoint; if the run is resumed, they come back from the last one.
+    `parts` (agent, optimizer, ...) go into every checkpoint, and come back from it on a resume.
     """
 
     version = 2  # of the checkpoint's format
+    script = Path(__file__)
 
     def __init__(self, args: Args, run_dir: Path, **parts):
         self.args = args
@@ -662,46 +808,72 @@ class Run:
         self.global_step = 0  # environment steps so far
         self.returns = deque(maxlen=100)  # of the last finished episodes
         self.stop_signal = 0  # the number of the signal that came, if one did
+        self.claim_folder()
         if args.resume:
-            self.restore()
+            self.restore(load_checkpoint(run_dir))
 
-        batch_size = args.num_envs * args.num_steps
-        self.total = args.total_timesteps - args.total_timesteps % batch_size
+        self.first_step = self.global_step
+        self.total = args.total_timesteps - args.total_timesteps % (args.num_envs * args.num_steps)
         device = next(parts["agent"].parameters()).device
-        print(f"{run_dir}: {device}, torch {torch.__version__}, gymnasium {gym.__version__}", file=sys.stderr)
-        bar_format = "{percentage:3.0f}%|{bar}| {remaining} left{postfix}"
-        # disable=None: no bar where there is no terminal, but a line every ten seconds
+        versions = f"torch {torch.__version__}, gymnasium {gym.__version__}"
+        say(f"{self.dir}: {device}, {versions}", sys.stderr)
+        # A bar in a terminal, elsewhere a line every ten seconds
+        self.terminal = sys.stderr is not None and sys.stderr.isatty()
         self.bar = tqdm(
-            total=self.total, initial=self.global_step, bar_format=bar_format, dynamic_ncols=True, disable=None
+            total=self.total,
+            initial=self.global_step,
+            bar_format="{percentage:3.0f}%|{bar}| {remaining} left{postfix}",
+            dynamic_ncols=True,
+            disable=not self.terminal,
         )
         self.started = self.last_update = self.last_line = time.perf_counter()
-        self.first_step = self.global_step
         self.handlers = {}
         if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self.handlers[signum] = signal.signal(signum, self.on_signal)
+            for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+                if hasattr(signal, name):
+                    signum = getattr(signal, name)
+                    self.handlers[signum] = signal.signal(signum, self.on_signal)
         atexit.register(self.say_how_to_go_on)
+
+    def claim_folder(self) -> None:
+        """Make the run folder, and lock it; a process that is killed leaves no lock behind."""
+        with disk_errors(self.dir):
+            while not self.args.resume:
+                try:
+                    # There may be a folder for videos in it already.
+                    self.dir.mkdir(parents=True, exist_ok=self.args.capture_video)
+                    break
+                except FileExistsError:  # another run started in the same second
+                    self.dir = new_run_dir(self.args)
+            self.lock = FileLock(self.dir / "lock", is_singleton=True)
+            try:
+                self.lock.acquire(timeout=0)
+            except Timeout:
+                fail(f"{self.dir} is in use: another process is training this run")
 
     @cached_property
     def writer(self) -> SummaryWriter:
-        """The log, opened when first written to, so that a run that fails before leaves no folder behind."""
+        """The log, opened when it is first written to."""
         if self.args.track:
             import wandb
 
             name = self.dir.name
-            wandb.init(id=name, name=name, resume="allow", config=asdict(self.args), sync_tensorboard=True)
+            config = asdict(self.args)
+            wandb.init(id=name, name=name, resume="allow", config=config, sync_tensorboard=True)
         # purge_step: a resumed run logs again what came after its last checkpoint.
         writer = SummaryWriter(self.dir, purge_step=self.first_step + 1)
-        writer.add_text("hyperparameters", "\n".join(f"    {k}: {v}" for k, v in asdict(self.args).items()))
+        settings = asdict(self.args) | {"threads": torch.get_num_threads()}
+        lines = [f"    {name}: {value}" for name, value in settings.items()]
+        writer.add_text("hyperparameters", "\n".join(lines))
         return writer
 
     def env_seeds(self) -> list[int]:
-        """Return a seed for every environment: new ones after a resume, and none of another run's."""
+        """Return a seed for every environment: none of another run's, and new ones on a resume."""
         sequence = np.random.SeedSequence([self.args.seed, self.iteration])
         return sequence.generate_state(self.args.num_envs).tolist()
 
     def end_step(self, infos: dict) -> None:
-        """Count one step of every environment, and log the episodes that are over, by RecordEpisodeStatistics."""
+        """Count a step of every environment; log episodes that RecordEpisodeStatistics reports."""
         self.global_step += self.args.num_envs
         for info in (infos, infos.get("final_info", {})):
             if "episode" in info:
@@ -710,78 +882,128 @@ class Run:
 
     def log_episode(self, episodic_return: float, episodic_length: int) -> None:
         self.returns.append(episodic_return)
-        self.writer.add_scalar("charts/episodic_return", episodic_return, self.global_step)
-        self.writer.add_scalar("charts/episodic_length", episodic_length, self.global_step)
+        self.log("charts/episodic_return", episodic_return)
+        self.log("charts/episodic_length", episodic_length)
 
-    def end_update(self, iteration: int, lr: float, stats: list[dict[str, Tensor]], explained_variance: Tensor) -> None:
-        """Log the means over all minibatches, save when it is due, show progress, and stop if a signal came."""
+    def end_update(self, iteration: int, lr: float, stats: list[dict], batch: Batch) -> None:
+        """Log the means over all minibatches, save if it is due, and stop if a signal came."""
         self.iteration = iteration + 1
-        table = torch.stack([torch.stack(list(mb_stats.values())) for mb_stats in stats])  # (minibatches, statistics)
-        means = table.mean(dim=0).tolist()  # waits for the GPU
+        rows = [torch.stack(list(mb_stats.values())) for mb_stats in stats]
+        means = torch.stack(rows).mean(dim=0).tolist()  # waits for the GPU
         for name, mean in zip(stats[0], means, strict=True):
-            self.writer.add_scalar(f"losses/{name}", mean, self.global_step)
             if not np.isfinite(mean):  # a broken agent is never saved
-                fail(f"losses/{name} became {mean} in update {self.iteration}; try a smaller --learning-rate", code=1)
-        self.writer.add_scalar("losses/explained_variance", explained_variance.item(), self.global_step)
-        self.writer.add_scalar("charts/learning_rate", lr, self.global_step)
+                self.close()
+                fail(
+                    f"{name} became {mean} in update {self.iteration}: {self.cause(batch)}", code=1
+                )
+            self.log(f"losses/{name}", mean)
+        explained_variance = 1 - (batch.returns - batch.values).var() / batch.returns.var()
+        self.log("losses/explained_variance", explained_variance.item())
+        self.log("charts/learning_rate", lr)
 
         now = time.perf_counter()
-        sps = self.args.num_envs * self.args.num_steps / (now - self.last_update)
+        batch_size = self.args.num_envs * self.args.num_steps
+        sps = batch_size / (now - self.last_update)
         self.last_update = now
-        self.writer.add_scalar("charts/SPS", sps, self.global_step)
+        self.log("charts/SPS", sps)
 
-        if self.stop_signal or self.iteration % self.args.save_every == 0 or self.global_step >= self.total:
-            self.save()
-        self.show_progress(sps)
+        over = self.global_step >= self.total
+        if over or self.stop_signal or self.iteration % self.args.save_every == 0:
+            self.save(batch)
+        self.show_progress(sps, batch_size)
         if self.stop_signal:
             self.close()
             raise SystemExit(128 + self.stop_signal)
 
-    def show_progress(self, sps: float) -> None:
+    def cause(self, batch: Batch) -> str:
+        """Say what made a number NaN or infinite."""
+        if not batch.obs.isfinite().all():
+            return f"{self.args.env_id} gave an observation that is NaN or infinite"
+        if not batch.returns.isfinite().all():
+            return f"{self.args.env_id} gave a reward that is NaN or infinite, or far too large"
+        return "try a smaller --learning-rate"
+
+    def log(self, tag: str, value: float) -> None:
+        with disk_errors(self.dir):
+            self.writer.add_scalar(tag, value, self.global_step)
+
+    def show_progress(self, sps: float, batch_size: int) -> None:
         status = f"{sps:,.0f} steps/s, {self.mean_return()}"
-        self.bar.set_postfix_str(status, refresh=False)
-        self.bar.update(self.global_step - self.bar.n)
+        with dead_stream_ignored(sys.stderr):
+            self.bar.set_postfix_str(status, refresh=False)
+            self.bar.update(batch_size)
         now = time.perf_counter()
-        if self.bar.disable and now - self.last_line >= 10:
+        if not self.terminal and now - self.last_line >= 10:
             self.last_line = now
-            left = (self.total - self.global_step) * (now - self.started) / (self.global_step - self.first_step)
-            steps = f"{self.global_step:,} of {self.total:,} steps, {tqdm.format_interval(left)} left"
-            print(f"{steps}, {status}", file=sys.stderr, flush=True)
+            rate = (self.global_step - self.first_step) / (now - self.started)
+            left = tqdm.format_interval((self.total - self.global_step) / rate)
+            steps = f"{self.global_step:,} of {self.total:,} steps"
+            say(f"{steps}, {left} left, {status}", sys.stderr)
 
     def mean_return(self) -> str:
         if not self.returns:
             return "no episode finished yet"
         return f"mean return {np.mean(self.returns):.1f}"
 
-    def save(self) -> None:
-        """Write a new checkpoint, then rename it over the old one: there is a whole one at every moment."""
+    def save(self, batch: Batch) -> None:
+        """Write a new checkpoint, then rename it over the old one: a whole one is always there."""
         checkpoint = {name: part.state_dict() for name, part in self.parts.items()}
-        checkpoint["script"] = Path(__file__).stem
+        if not all(weight.isfinite().all() for weight in checkpoint["agent"].values()):
+            fail(
+                f"a weight is not finite after update {self.iteration}: {self.cause(batch)}", code=1
+            )
+        checkpoint["script"] = self.script.stem
         checkpoint["version"] = self.version
         checkpoint["args"] = asdict(self.args) | {"resume": None}
         checkpoint["iteration"] = self.iteration
         checkpoint["global_step"] = self.global_step
         checkpoint["rng"] = torch.get_rng_state()
         checkpoint["cuda_rng"] = torch.cuda.get_rng_state_all()
-        self.writer.flush()
+        if torch.backends.mps.is_available():
+            checkpoint["mps_rng"] = torch.mps.get_rng_state()
+        data = io.BytesIO()
+        torch.save(checkpoint, data)
         temporary = self.dir / "checkpoint.tmp"
-        try:
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.dir / "checkpoint.pt")
-        except (OSError, RuntimeError) as error:  # a RuntimeError is how torch.save reports a full disk
-            fail(f"no checkpoint written to {self.dir}, the one before is kept: {error}", code=1)
+        with disk_errors(self.dir):
+            self.writer.flush()
+            try:
+                with temporary.open("wb") as file:
+                    file.write(data.getbuffer())
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(self.dir / "checkpoint.pt")
+            finally:
+                temporary.unlink(missing_ok=True)
 
-    def restore(self) -> None:
-        checkpoint = load_checkpoint(self.dir)
+    def restore(self, checkpoint: dict) -> None:
+        """Load what `save` saved, after a look at all of it: it may be a stranger's file."""
         self.iteration = checkpoint["iteration"]
         self.global_step = checkpoint["global_step"]
-        for name, part in self.parts.items():
-            part.load_state_dict(checkpoint[name])
-        torch.set_rng_state(checkpoint["rng"])
-        torch.cuda.set_rng_state_all(checkpoint["cuda_rng"][: torch.cuda.device_count()])
+        optimizer = self.parts["optimizer"]
+        parameters = optimizer.param_groups[0]["params"]
+        own = {name: part.state_dict() for name, part in self.parts.items()}
+        own["optimizer"] = {
+            number: {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
+            for number, parameter in enumerate(parameters)
+            if parameter.requires_grad
+        }
+        try:
+            saved = {name: checkpoint[name] for name in self.parts}
+            saved["optimizer"] = checkpoint["optimizer"]["state"]
+            unfit = [name for name in own if not fits(saved[name], own[name])]
+            if unfit:
+                raise ValueError(f"{', '.join(unfit)}: other names, shapes or types, or not finite")
+            # The optimiser's settings are the script's, not the file's.
+            settings = optimizer.state_dict()["param_groups"]
+            saved["optimizer"] = {"state": saved["optimizer"], "param_groups": settings}
+            for name, part in self.parts.items():
+                part.load_state_dict(saved[name])
+            torch.set_rng_state(checkpoint["rng"])
+            torch.cuda.set_rng_state_all(checkpoint["cuda_rng"][: torch.cuda.device_count()])
+            if torch.backends.mps.is_available() and "mps_rng" in checkpoint:
+                torch.mps.set_rng_state(checkpoint["mps_rng"])
+        except Exception as error:  # a foreign file can raise anything
+            fail(f"the checkpoint in {self.dir} does not fit: {type(error).__name__}: {error}")
 
     def on_signal(self, signum: int, frame) -> None:
         """Note the first Ctrl-C or SIGTERM, and finish the update; a second one acts as usual."""
@@ -795,17 +1017,34 @@ class Run:
     def close(self) -> None:
         """Close log and bar, and say how the run went if it is over."""
         self.restore_handlers()
-        self.writer.close()
-        self.bar.close()
+        with disk_errors(self.dir):
+            self.writer.close()
+        with dead_stream_ignored(sys.stderr):
+            self.bar.close()
+        self.lock.release()
         if self.global_step >= self.total:
-            print(f"{self.global_step:,} steps, {self.mean_return()}. The curves: tensorboard --logdir {self.dir}")
+            atexit.unregister(self.say_how_to_go_on)
+            curves = shlex.join(["tensorboard", "--logdir", str(self.dir)])
+            result = f"{self.global_step:,} steps, {self.mean_return()}"
+            say(f"{result}. The curves: {curves}", sys.stdout)
 
     def say_how_to_go_on(self) -> None:
         """After Ctrl-C or a crash, print the command that continues from the last checkpoint."""
         if self.global_step < self.total and (self.dir / "checkpoint.pt").exists():
-            command = [sys.orig_argv[0], sys.argv[0], "--resume", str(self.dir)]
-            print("to go on:", shlex.join(command), file=sys.stderr)
+            called = (
+                Path(sys.argv[0]).name == self.script.name
+            )  # and not imported by another program
+            script = sys.argv[0] if called else str(self.script)
+            command = [sys.orig_argv[0], script, "--resume", str(self.dir)]
+            say(f"to go on: {shlex.join(command)}", sys.stderr)
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    # An error of the log's own thread comes back at the next write to the log.
+    threading.excepthook = lambda failure: None
+    try:
+        main(parse_args())
+    except (MemoryError, RuntimeError) as error:
+        if "allocate" not in str(error):
+            raise
+        fail(f"out of memory: {error}; try a smaller --num-steps or --num-envs", code=1)

@@ -1,8 +1,8 @@
-"""Write the README's table of the implementation details, with a link to the labelled line in every file.
+"""Write docs/details.md: the table of the implementation details, with a link to the labelled line in every script.
 
-    python docs/details.py
+    python benchmark/details.py
 
-A label is a comment or a docstring such as `Core 7: ...`; the table links to its first place in each file.
+A label is a comment or a docstring such as `Core 7: ...`; the table links to its first place in each script.
 """
 
 import io
@@ -11,6 +11,7 @@ import tokenize
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "details.md"
 SCRIPTS = [
     "ppo",
     "ppo_atari",
@@ -19,9 +20,10 @@ SCRIPTS = [
     "ppo_atari_lstm",
     "ppo_multidiscrete",
 ]
-BASELINES = "https://github.com/openai/baselines/blob/ea25b9e8b234e6ee1bca43083f8f3cf974143998/baselines"
+BASELINES = (
+    "https://github.com/openai/baselines/blob/ea25b9e8b234e6ee1bca43083f8f3cf974143998/baselines"
+)
 SPINNING_UP = "https://github.com/openai/spinningup/blob/master/spinup/algos/pytorch/ppo"
-BEGIN, END = "<!-- written by docs/details.py -->", "<!-- end of the table -->"
 
 # label: what it is, and where the official code has it
 DETAILS = {
@@ -67,6 +69,12 @@ DETAILS = {
     "Aux 3": ("The epochs can stop early, by KL (`--target-kl`)", "ppo.py#L269-L271"),
     "Aux 4": ("Invalid actions are masked (Huang and Ontañón 2020)", ""),
 }  # fmt: skip
+INTRODUCTION = """# The 37 details
+
+Every detail is marked where it happens, with its label in this table; the links lead to the official code and to the
+labelled line in each script here. The four auxiliary details (Aux) are not among the 37.
+
+"""
 HEAD = "| label | detail | official code | here |\n|---|---|---|---|\n"
 
 
@@ -74,22 +82,29 @@ def labelled_lines(source: str) -> dict[str, int]:
     """Return the first line of each label in the comments and docstrings of a file."""
     found = {}
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT or (token.type == tokenize.STRING and token.string.startswith('"""')):
+        if token.type == tokenize.COMMENT or (
+            token.type == tokenize.STRING and token.string.startswith('"""')
+        ):
             for offset, line in enumerate(token.string.splitlines()):
-                for label in re.findall(r"\b((?:Core|Atari|Continuous|LSTM|MultiDiscrete|Aux) \d+): ", line):
+                for label in re.findall(
+                    r"\b((?:Core|Atari|Continuous|LSTM|MultiDiscrete|Aux) \d+): ", line
+                ):
                     found.setdefault(label, token.start[0] + offset)
     return found
 
 
 def table() -> str:
     """Return the table in Markdown."""
-    places = {script: labelled_lines((ROOT / f"{script}.py").read_text(encoding="utf-8")) for script in SCRIPTS}
+    places = {
+        script: labelled_lines((ROOT / f"{script}.py").read_text(encoding="utf-8"))
+        for script in SCRIPTS
+    }
     rows = []
     for label, (sentence, official) in DETAILS.items():
         base = SPINNING_UP if label == "Aux 3" else BASELINES
         origin = f"[{official.replace('#', ' ')}]({base}/{official})" if official else ""
         here = [
-            f"[{script.removeprefix('ppo_').removeprefix('atari_')}]({script}.py#L{lines[label]})"
+            f"[{script.removeprefix('ppo_').removeprefix('atari_')}](../{script}.py#L{lines[label]})"
             for script, lines in places.items()
             if label in lines
         ]
@@ -97,13 +112,9 @@ def table() -> str:
     return HEAD + "".join(rows)
 
 
-def with_table(readme: str) -> str:
-    """Return the text with the table between its two marks brought up to date."""
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{table()}{END}{after}"
+def page() -> str:
+    return INTRODUCTION + table()
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    path.write_text(with_table(path.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(page(), encoding="utf-8")

@@ -1,8 +1,8 @@
 """Turn the logs that benchmark/gpu.sh made into gpu.json, gpu.png and a table.
 
-    python benchmark/gpu.py RUN_FOLDER... --out FOLDER
+    python benchmark/gpu.py RUN_FOLDER...
 
-Steps per second are the median over the updates of a run, without the first three and without the time of compiling.
+Steps per second are the median over the updates of a run, without the first three, which hold the compiling.
 It needs matplotlib, which envpool brings along.
 """
 
@@ -21,6 +21,7 @@ import torch
 import tyro
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+ROOT = Path(__file__).parent.parent
 WARM_UP = 3  # updates
 WINDOW = 20  # episodes, of the moving average in the figure
 
@@ -28,7 +29,6 @@ WINDOW = 20  # episodes, of the moving average in the figure
 @dataclass
 class Args:
     runs: tyro.conf.Positional[tuple[Path, ...]]  # run folders
-    out: Path = Path("docs")  # where gpu.json and gpu.png go
 
 
 def read(run: Path) -> dict:
@@ -44,7 +44,8 @@ def read(run: Path) -> dict:
         "steps": speeds[-1].step,
         "minutes": (speeds[-1].wall_time - speeds[0].wall_time) / 60,
         "episodes": [
-            [event.step, round((event.wall_time - speeds[0].wall_time) / 60, 3), event.value] for event in episodes
+            [event.step, round((event.wall_time - speeds[0].wall_time) / 60, 3), event.value]
+            for event in episodes
         ],
     }
 
@@ -52,7 +53,9 @@ def read(run: Path) -> dict:
 def machine() -> str:
     """Return accelerator, cores and versions in one line."""
     accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    packages = ", ".join(f"{package.__name__} {package.__version__}" for package in (torch, envpool, gym, np))
+    packages = ", ".join(
+        f"{package.__name__} {package.__version__}" for package in (torch, envpool, gym, np)
+    )
     return f"{accelerator}, {os.cpu_count()} cores; Python {platform.python_version()}, {packages}"
 
 
@@ -61,10 +64,16 @@ def draw(run: dict, path: Path) -> None:
     steps, minutes, returns = np.array(run["episodes"]).reshape(-1, 3).T
     figure, axes = plt.subplots(ncols=2, sharey=True, figsize=(9, 3.6), layout="constrained")
     width = min(WINDOW, len(returns))
-    for axis, x, label in zip(axes, (steps / 1e6, minutes), ("environment steps (millions)", "minutes"), strict=True):
+    for axis, x, label in zip(
+        axes, (steps / 1e6, minutes), ("environment steps (millions)", "minutes"), strict=True
+    ):
         axis.plot(x, returns, ".", color="tab:blue", alpha=0.3, markersize=3)
         if width:
-            axis.plot(x[width - 1 :], np.convolve(returns, np.ones(width) / width, "valid"), color="tab:blue")
+            axis.plot(
+                x[width - 1 :],
+                np.convolve(returns, np.ones(width) / width, "valid"),
+                color="tab:blue",
+            )
         axis.set(xlabel=label)
         axis.grid(alpha=0.3)
     axes[0].set(ylabel=f"episodic return (line: mean of {WINDOW})")
@@ -77,12 +86,16 @@ def main(args: Args) -> None:
     print(machine(), "\n\n| script | --compile | steps/s |\n|---|---|---|", sep="")
     for run in runs:
         if run["exp_name"] != "pong":
-            print(f"| {run['exp_name']}.py | {'yes' if run['compile'] else 'no'} | {run['sps']:,.0f} |")
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "gpu.json").write_text(json.dumps({"machine": machine(), "runs": runs}) + "\n", encoding="utf-8")
+            print(
+                f"| {run['exp_name']}.py | {'yes' if run['compile'] else 'no'} | {run['sps']:,.0f} |"
+            )
+    report = {"machine": machine(), "runs": runs}
+    (ROOT / "benchmark" / "results" / "gpu.json").write_text(
+        json.dumps(report) + "\n", encoding="utf-8"
+    )
     for run in runs:
         if run["exp_name"] == "pong":
-            draw(run, args.out / "gpu.png")
+            draw(run, ROOT / "docs" / "gpu.png")
 
 
 if __name__ == "__main__":

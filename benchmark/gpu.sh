@@ -3,7 +3,7 @@
 #
 #     bash benchmark/gpu.sh
 #
-# It takes less than ten minutes, needs no network, and writes docs/gpu.json and docs/gpu.png. A trial without a GPU:
+# It takes less than ten minutes, needs no network, and writes benchmark/results/gpu.json and docs/gpu.png. A trial without a GPU:
 #
 #     DEVICE=cpu STEPS=4096 PONG_SECONDS=60 bash benchmark/gpu.sh
 set -euo pipefail
@@ -19,5 +19,5 @@ done
 # An interrupted run ends in order, with exit code 130; timeout turns that into 124.
 timeout --signal INT "$pong_seconds" \
     python "$root/ppo_atari_envpool.py" --env-id Pong-v5 --device "$device" --compile --exp-name pong || [ $? = 124 ]
-python "$root/benchmark/gpu.py" runs/* --out "${OUT:-$root/docs}"
+python "$root/benchmark/gpu.py" runs/*
 rm -r "$folder"

@@ -5,7 +5,7 @@
 Each rival is a process of its own. They take turns, a few updates each, while the others wait (A B C A B C), so that a
 machine that gets slower meanwhile is slow for all; a ratio is the seconds of stable-baselines3 over those of the rival
 in the same round. The first turns, with start-up and compiling, count for the whole process only. Writes
-docs/speed.json and the table in docs/speed.md; stable-baselines3 is in requirements-dev.txt.
+benchmark/results/speed.json and the table in docs/speed.md; stable-baselines3 is in requirements-dev.txt.
 """
 
 import importlib
@@ -94,7 +94,11 @@ def time_ours(job: str, rival: str) -> dict:
     script, *flags = rival.split()
     module, args = load(job, script)
     args.compile = bool(flags)
-    turns, seconds, marks = Turns(JOBS[job][2]), defaultdict(float), []  # marks: the clock and a copy of `seconds`
+    turns, seconds, marks = (
+        Turns(JOBS[job][2]),
+        defaultdict(float),
+        [],
+    )  # marks: the clock and a copy of `seconds`
     make_envs, agent = module.make_envs, module.Agent
     end_update = timed(seconds, "logging", module.Run.end_update)
 
@@ -114,38 +118,48 @@ def time_ours(job: str, rival: str) -> dict:
     module.optim.Adam.step = timed(seconds, "update", module.optim.Adam.step)
     if args.compile:
         torch_compile = torch.compile
-        torch.compile = lambda function, **options: timed(seconds, "update", torch_compile(function, **options))
+        torch.compile = lambda function, **options: timed(
+            seconds, "update", torch_compile(function, **options)
+        )
     else:
         module.compute_gradient = timed(seconds, "update", module.compute_gradient)
     for name in ("get_action", "get_value", "get_action_and_value"):
         if hasattr(agent, name):
             plain = getattr(agent, name)
             rollout = timed(seconds, "policy", plain)
-            choose = lambda *args, plain=plain, rollout=rollout: (plain if torch.is_grad_enabled() else rollout)(*args)  # noqa: E731
+
+            def choose(*args, plain=plain, rollout=rollout):
+                return (plain if torch.is_grad_enabled() else rollout)(*args)
+
             setattr(agent, name, choose)
     module.main(args)
     (begin, before), (finish, after) = marks[WARM_UP * turns.updates - 1], marks[-1]
     shares = {name: (after[name] - before.get(name, 0)) / (finish - begin) for name in after}
     shares["rest"] = 1 - sum(shares.values())
     steps = args.total_timesteps // JOBS[job][1]
-    in_environment = (after["environment"] - before["environment"]) / steps / (JOBS[job][1] - WARM_UP)
+    in_environment = (
+        (after["environment"] - before["environment"]) / steps / (JOBS[job][1] - WARM_UP)
+    )
     result = {"steps": steps, "shares": shares, "peak_mb": peak_mb()}
     return result | {"floor": 1 / (in_environment + in_network(module, args))}
 
 
 def peak_mb() -> float:
     """Return the most memory that this process has held so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        2**20 if sys.platform == "darwin" else 2**10
+    )
 
 
 def in_network(module, args) -> float:
     """Return the seconds per step that the network's multiplications take at the rate of a large matrix product."""
-    seeds = list(range(args.num_envs))
-    envs = module.make_envs(args, seeds if "envpool" in module.__name__ else Path())
+    envs = module.make_envs(args, Path())
     actions = np.array([envs.single_action_space.sample() for _ in range(args.num_envs)])
-    envs.close()
     agent, space = module.Agent(envs), envs.single_observation_space
-    x = torch.zeros((args.num_envs, *space.shape), dtype=torch.uint8 if space.dtype == np.uint8 else torch.float32)
+    x = torch.zeros(
+        (args.num_envs, *space.shape),
+        dtype=torch.uint8 if space.dtype == np.uint8 else torch.float32,
+    )
     with FlopCounterMode(display=False) as forward:
         agent.get_action_and_value(x, torch.as_tensor(actions))
     # Once in the rollout; in every epoch again, forward and, at twice the cost, backward.
@@ -223,13 +237,22 @@ def measure(job: str) -> list[dict]:
             for rival in rivals:
                 begin = time.perf_counter()
                 if number == 0:
-                    command = [sys.executable, str(Path(__file__).resolve()), "--jobs", job, "--worker", rival]
+                    command = [
+                        sys.executable,
+                        str(Path(__file__).resolve()),
+                        "--jobs",
+                        job,
+                        "--worker",
+                        rival,
+                    ]
                     with open(Path(folder, f"{rival}.log"), "w", encoding="utf-8") as log:
                         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
                         processes[rival] = subprocess.Popen(command, cwd=folder, text=True, **pipes)
                 else:
                     print(file=processes[rival].stdin, flush=True)
-                if "turn\n" not in iter(processes[rival].stdout.readline, ""):  # reads until it comes, or to the end
+                if "turn\n" not in iter(
+                    processes[rival].stdout.readline, ""
+                ):  # reads until it comes, or to the end
                     end(rival)
                 seconds[rival].append(time.perf_counter() - begin)
             latest = ", ".join(f"{rival} {seconds[rival][-1]:.1f}" for rival in rivals)
@@ -251,12 +274,17 @@ def table(results: list[dict]) -> str:
     ]
     for row in results:
         base = next(other for other in results if other["job"] == row["job"])
-        ratios = [b / a for a, b in zip(row["seconds"][WARM_UP:], base["seconds"][WARM_UP:], strict=True)]
+        ratios = [
+            b / a for a, b in zip(row["seconds"][WARM_UP:], base["seconds"][WARM_UP:], strict=True)
+        ]
         low, ratio, high = statistics.quantiles(ratios, n=4)
         speed = row["steps"] / statistics.median(row["seconds"][WARM_UP:])
         spread = "1" if row is base else f"{ratio:.2f} ({low:.2f} to {high:.2f})"
         cells = [row["job"], row["rival"], f"{speed:,.0f}", spread, f"{sum(row['seconds']):.0f}"]
-        cells += [f"{100 * row['shares'].get(name, 0):.0f} %" if "shares" in row else "" for name in SHARES]
+        cells += [
+            f"{100 * row['shares'].get(name, 0):.0f} %" if "shares" in row else ""
+            for name in SHARES
+        ]
         cells += [f"{row['peak_mb']:,.0f}", f"{row['floor']:,.0f}" if "floor" in row else ""]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -266,7 +294,9 @@ def machine() -> str:
     """Return processor, cores, and versions in one line."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    processor = next((line.split(": ")[1] for line in lines if "model name" in line), platform.processor())
+    processor = next(
+        (line.split(": ")[1] for line in lines if "model name" in line), platform.processor()
+    )
     packages = [importlib.import_module(name) for name in ("torch", "gymnasium", "numpy")]
     versions = ", ".join(f"{package.__name__} {package.__version__}" for package in packages)
     sb3 = f"stable-baselines3 {importlib.import_module('stable_baselines3').__version__}"
@@ -276,7 +306,9 @@ def machine() -> str:
 def main(args: Args) -> None:
     if args.worker:
         (job,) = args.jobs
-        print(json.dumps((time_sb3 if args.worker.startswith("sb3") else time_ours)(job, args.worker)))
+        print(
+            json.dumps((time_sb3 if args.worker.startswith("sb3") else time_ours)(job, args.worker))
+        )
         return
     results = [result for job in args.jobs for result in measure(job)]
     text = table(results)
@@ -284,7 +316,9 @@ def main(args: Args) -> None:
     if args.jobs != tuple(JOBS):  # the files have all jobs
         return
     report = {"machine": machine(), "warm_up": WARM_UP, "results": results}
-    (ROOT / "docs" / "speed.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (ROOT / "benchmark" / "results" / "speed.json").write_text(
+        json.dumps(report, indent=1) + "\n", encoding="utf-8"
+    )
     page = ROOT / "docs" / "speed.md"
     before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)

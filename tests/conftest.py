@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-SCRIPTS = ["ppo", "ppo_atari", "ppo_atari_envpool", "ppo_continuous_action", "ppo_atari_lstm", "ppo_multidiscrete"]
+SCRIPTS = [
+    "ppo",
+    "ppo_atari",
+    "ppo_atari_envpool",
+    "ppo_continuous_action",
+    "ppo_atari_lstm",
+    "ppo_multidiscrete",
+]
 # Those whose agents see rows one by one and nothing else; the recurrent and the masked one have tests of their own.
 PLAIN = SCRIPTS[:4]
 
@@ -12,7 +19,12 @@ TINY = {
     "ppo": {"num_envs": 2, "num_steps": 16, "total_timesteps": 96},
     "ppo_atari": {"num_envs": 2, "num_steps": 16, "total_timesteps": 96},
     "ppo_atari_envpool": {"num_envs": 2, "num_steps": 16, "total_timesteps": 96},
-    "ppo_continuous_action": {"num_steps": 64, "num_minibatches": 4, "update_epochs": 2, "total_timesteps": 192},
+    "ppo_continuous_action": {
+        "num_steps": 64,
+        "num_minibatches": 4,
+        "update_epochs": 2,
+        "total_timesteps": 192,
+    },
     "ppo_atari_lstm": {"num_envs": 2, "num_minibatches": 2, "num_steps": 16, "total_timesteps": 96},
     "ppo_multidiscrete": {"num_envs": 2, "num_steps": 16, "total_timesteps": 96},
 }

@@ -24,25 +24,33 @@ def test_cartpole_is_solved_and_evaluates_as_it_trained():
     ppo.main(ppo.Args(seed=5))
     run, returns = episodic_returns()
     assert np.mean(returns[-100:]) >= 475
-    assert evaluate.main(evaluate.Args(run, episodes=10))["mean"] >= 475
+    assert evaluate.main(evaluate.Args((run,), episodes=10))["mean"] >= 475
 
 
 def test_pendulum_swings_up_and_needs_its_statistics():
     """A random policy gets about -1200, a good one about -200; with statistics of its own instead, it is lost."""
     args = ppo_continuous_action.Args(
-        env_id="Pendulum-v1", total_timesteps=120_000, num_envs=4, num_steps=256, gamma=0.9, learning_rate=1e-3
+        env_id="Pendulum-v1",
+        total_timesteps=120_000,
+        num_envs=4,
+        num_steps=256,
+        gamma=0.9,
+        learning_rate=1e-3,
     )
     ppo_continuous_action.main(args)
     run, returns = episodic_returns()
     assert np.mean(returns[:20]) < -1000
     assert np.mean(returns[-20:]) > -400
-    own = evaluate.main(evaluate.Args(run, episodes=10))["mean"]
+    evaluation = evaluate.Args((run,), episodes=10)
+    own = evaluate.main(evaluation)["mean"]
     assert own > -400
-    player, checkpoint = evaluate.load_player(run)
-    player.normalizer = ppo_continuous_action.VecNormalize(
-        ppo_continuous_action.make_envs(args, run), checkpoint["args"]["gamma"]
-    )
-    fresh = np.mean(player.play(10, deterministic=False, seed=1_000_000)[0])
+    checkpoint = ppo_continuous_action.load_checkpoint(run)
+    agent, envs = evaluate.load_agent(ppo_continuous_action, checkpoint, run)
+    envs.moments = ppo_continuous_action.VecNormalize(
+        envs.env, args.gamma
+    ).moments  # as before training
+    envs.training = True
+    fresh = np.mean(evaluate.play(agent, envs, evaluation)[0])
     assert fresh < own - 200
 
 

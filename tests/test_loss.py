@@ -26,8 +26,14 @@ RETURNS_FROM_OLD_VALUE = np.array([1.0, 1.2, -0.9, -1.1, 1.3, -1.4, 0.7, -0.8])
 
 def small_agent(name: str) -> torch.nn.Module:
     """Return a float64 agent with three discrete or two continuous actions, off its symmetric starting point."""
-    obs_space = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8) if name in IMAGES else gym.spaces.Box(-1, 1, (3,))
-    action_space = gym.spaces.Box(-1, 1, (2,)) if name == "ppo_continuous_action" else gym.spaces.Discrete(3)
+    obs_space = (
+        gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
+        if name in IMAGES
+        else gym.spaces.Box(-1, 1, (3,))
+    )
+    action_space = (
+        gym.spaces.Box(-1, 1, (2,)) if name == "ppo_continuous_action" else gym.spaces.Discrete(3)
+    )
     torch.manual_seed(0)
     envs = SimpleNamespace(single_observation_space=obs_space, single_action_space=action_space)
     agent = importlib.import_module(name).Agent(envs).double()
@@ -39,7 +45,10 @@ def small_agent(name: str) -> torch.nn.Module:
 
 def weights(module: torch.nn.Module) -> list[tuple[np.ndarray, np.ndarray]]:
     layers = [layer for layer in module.modules() if hasattr(layer, "weight")]
-    return [(layer.weight.detach().double().numpy(), layer.bias.detach().double().numpy()) for layer in layers]
+    return [
+        (layer.weight.detach().double().numpy(), layer.bias.detach().double().numpy())
+        for layer in layers
+    ]
 
 
 def tanh_mlp(x: np.ndarray, layers: list) -> np.ndarray:
@@ -53,13 +62,17 @@ def nature_cnn(images: np.ndarray, layers: list) -> np.ndarray:
     x = images / 255
     for (weight, bias), stride in zip(layers[:3], (4, 2, 1), strict=True):
         windows = sliding_window_view(x, weight.shape[2:], axis=(2, 3))[:, :, ::stride, ::stride]
-        x = np.tensordot(windows, weight, axes=([1, 4, 5], [1, 2, 3])) + bias  # (rows, height, width, channels)
+        x = (
+            np.tensordot(windows, weight, axes=([1, 4, 5], [1, 2, 3])) + bias
+        )  # (rows, height, width, channels)
         x = np.maximum(np.moveaxis(x, -1, 1), 0)
     ((weight, bias),) = layers[3:]
     return np.maximum(x.reshape(len(x), -1) @ weight.T + bias, 0)
 
 
-def policy_and_value(agent, obs: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def policy_and_value(
+    agent, obs: np.ndarray, actions: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return log-probability and entropy of the actions, and the values, each (rows,)."""
     if hasattr(agent, "network"):
         hidden = nature_cnn(obs, weights(agent.network))
@@ -69,7 +82,9 @@ def policy_and_value(agent, obs: np.ndarray, actions: np.ndarray) -> tuple[np.nd
         head, values = (tanh_mlp(obs, weights(network)) for network in (actor, agent.critic))
     if hasattr(agent, "actor_logstd"):
         logstd = agent.actor_logstd.detach().double().numpy()
-        density = np.exp(-(((actions - head) / np.exp(logstd)) ** 2) / 2) / np.sqrt(2 * np.pi * np.exp(2 * logstd))
+        density = np.exp(-(((actions - head) / np.exp(logstd)) ** 2) / 2) / np.sqrt(
+            2 * np.pi * np.exp(2 * logstd)
+        )
         logprobs = np.log(density.prod(axis=1))
         entropy = np.full(len(obs), np.log(2 * np.pi * np.e * np.exp(2 * logstd)).sum() / 2)
     else:
@@ -82,42 +97,79 @@ def policy_and_value(agent, obs: np.ndarray, actions: np.ndarray) -> tuple[np.nd
 def rows_on_all_sides(agent, name: str) -> dict[str, np.ndarray]:
     """Return the eight rows above for this agent: the old log-probabilities and values follow from the new ones."""
     generator = np.random.default_rng(1)
-    obs = generator.integers(0, 256, (8, 4, 84, 84)) if name in IMAGES else generator.normal(size=(8, 3))
+    obs = (
+        generator.integers(0, 256, (8, 4, 84, 84))
+        if name in IMAGES
+        else generator.normal(size=(8, 3))
+    )
     obs = obs.astype(np.float64)
-    actions = generator.normal(size=(8, 2)) if name == "ppo_continuous_action" else generator.integers(0, 3, 8)
+    actions = (
+        generator.normal(size=(8, 2))
+        if name == "ppo_continuous_action"
+        else generator.integers(0, 3, 8)
+    )
     logprobs, _, values = policy_and_value(agent, obs, actions)
-    rows = {"obs": obs, "actions": actions, "logprobs": logprobs - np.log(RATIOS), "values": values - VALUE_MOVES}
-    return rows | {"advantages": ADVANTAGES, "returns": values - VALUE_MOVES + RETURNS_FROM_OLD_VALUE}
+    rows = {
+        "obs": obs,
+        "actions": actions,
+        "logprobs": logprobs - np.log(RATIOS),
+        "values": values - VALUE_MOVES,
+    }
+    return rows | {
+        "advantages": ADVANTAGES,
+        "returns": values - VALUE_MOVES + RETURNS_FROM_OLD_VALUE,
+    }
 
 
-def loss_by_the_formulas(outputs: tuple, rows: dict, norm_adv: bool, clip_vloss: bool) -> dict[str, float]:
+def loss_by_the_formulas(
+    outputs: tuple, rows: dict, norm_adv: bool, clip_vloss: bool
+) -> dict[str, float]:
     """Return loss and statistics; `outputs` is what policy_and_value gives for these rows."""
     logprobs, entropy, values = outputs
     ratio = np.exp(logprobs - rows["logprobs"])
     advantages = rows["advantages"]
     if norm_adv:
-        deviation = math.sqrt(sum((a - advantages.mean()) ** 2 for a in advantages) / len(advantages))
+        deviation = math.sqrt(
+            sum((a - advantages.mean()) ** 2 for a in advantages) / len(advantages)
+        )
         advantages = (advantages - advantages.mean()) / (deviation + 1e-8)
     # A good action gains nothing above 1 + clip, a bad one nothing below 1 - clip.
     objective = np.where(
-        advantages > 0, np.minimum(ratio, 1 + CLIP) * advantages, np.maximum(ratio, 1 - CLIP) * advantages
+        advantages > 0,
+        np.minimum(ratio, 1 + CLIP) * advantages,
+        np.maximum(ratio, 1 - CLIP) * advantages,
     )
     squares = (values - rows["returns"]) ** 2
     if clip_vloss:
         near = np.minimum(np.maximum(values, rows["values"] - CLIP), rows["values"] + CLIP)
         squares = np.maximum(squares, (near - rows["returns"]) ** 2)
-    stats = {"policy_loss": -objective.mean(), "value_loss": squares.mean() / 2, "entropy": entropy.mean()}
-    stats |= {"old_approx_kl": np.mean(rows["logprobs"] - logprobs), "approx_kl": np.mean(ratio - 1 - np.log(ratio))}
+    stats = {
+        "policy_loss": -objective.mean(),
+        "value_loss": squares.mean() / 2,
+        "entropy": entropy.mean(),
+    }
+    stats |= {
+        "old_approx_kl": np.mean(rows["logprobs"] - logprobs),
+        "approx_kl": np.mean(ratio - 1 - np.log(ratio)),
+    }
     stats["clipfrac"] = np.mean((ratio < 1 - CLIP) | (ratio > 1 + CLIP))
-    loss = stats["policy_loss"] - COEFS["ent_coef"] * stats["entropy"] + COEFS["vf_coef"] * stats["value_loss"]
+    loss = (
+        stats["policy_loss"]
+        - COEFS["ent_coef"] * stats["entropy"]
+        + COEFS["vf_coef"] * stats["value_loss"]
+    )
     return stats | {"loss": loss}
 
 
-def loss_of_the_script(agent, name: str, rows: dict, **flags) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def loss_of_the_script(
+    agent, name: str, rows: dict, **flags
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     script = importlib.import_module(name)
     # The clip range is the argument, which may be annealed, and not the one of the arguments.
     args = script.Args(**COEFS | {"clip_coef": 9.0} | flags)
-    return script.ppo_loss(agent, script.Batch(**{key: torch.as_tensor(x) for key, x in rows.items()}), CLIP, args)
+    return script.ppo_loss(
+        agent, script.Batch(**{key: torch.as_tensor(x) for key, x in rows.items()}), CLIP, args
+    )
 
 
 @pytest.mark.parametrize(("norm_adv", "clip_vloss"), FLAGS)
@@ -129,9 +181,13 @@ def test_loss_and_statistics_follow_the_formulas(name, norm_adv, clip_vloss):
     # With two rows the sample standard deviation would be 1.41 times the population's.
     for chosen in (slice(None), slice(2), slice(3, 5), slice(4, 7)):
         some = {key: x[chosen] for key, x in rows.items()}
-        loss, stats = loss_of_the_script(agent, name, some, norm_adv=norm_adv, clip_vloss=clip_vloss)
+        loss, stats = loss_of_the_script(
+            agent, name, some, norm_adv=norm_adv, clip_vloss=clip_vloss
+        )
         expected = loss_by_the_formulas([x[chosen] for x in outputs], some, norm_adv, clip_vloss)
-        assert {key: x.item() for key, x in stats.items()} | {"loss": loss.item()} == pytest.approx(expected, rel=1e-6)
+        assert {key: x.item() for key, x in stats.items()} | {"loss": loss.item()} == pytest.approx(
+            expected, rel=1e-6
+        )
 
 
 @pytest.mark.parametrize(("norm_adv", "clip_vloss"), [(True, True), (False, False)])
@@ -145,7 +201,8 @@ def test_gradient_is_the_slope_of_the_formulas(name, norm_adv, clip_vloss):
     parameters = dict(agent.named_parameters())
     if name in IMAGES:  # a few will do: the first and the last layer, and the heads
         parameters = {
-            key: parameters[key] for key in ("network.0.weight", "network.7.bias", "actor.weight", "critic.bias")
+            key: parameters[key]
+            for key in ("network.0.weight", "network.7.bias", "actor.weight", "critic.bias")
         }
     for key, parameter in parameters.items():
         direction = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
@@ -159,7 +216,9 @@ def test_gradient_is_the_slope_of_the_formulas(name, norm_adv, clip_vloss):
             with torch.no_grad():
                 parameter -= step * direction
         slope = (ends[0] - ends[1]) / 2e-6
-        assert (parameter.grad * direction).sum().item() == pytest.approx(slope, rel=1e-4, abs=1e-7), key
+        assert (parameter.grad * direction).sum().item() == pytest.approx(
+            slope, rel=1e-4, abs=1e-7
+        ), key
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -174,7 +233,9 @@ def test_single_precision_as_in_training_follows_the_formulas(name):
     single = {key: x.astype(dtypes.get(key, np.float32)) for key, x in rows.items()}
     loss, stats = loss_of_the_script(agent, name, single)
     assert loss.dtype == torch.float32
-    assert {key: x.item() for key, x in stats.items()} | {"loss": loss.item()} == pytest.approx(expected, rel=1e-4)
+    assert {key: x.item() for key, x in stats.items()} | {"loss": loss.item()} == pytest.approx(
+        expected, rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("row", range(8))
@@ -217,3 +278,13 @@ def test_statistics_keep_no_graph_alive(name):
     assert loss.requires_grad
     assert not any(value.requires_grad for value in stats.values())
     assert all(value.shape == () for value in (loss, *stats.values()))
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_the_agent_is_called_as_a_module(name):
+    """Not by one of its methods: what PyTorch wraps around a module, DistributedDataParallel for one, sees no other."""
+    agent = small_agent(name)
+    calls = []
+    agent.register_forward_hook(lambda *call: calls.append(call))
+    loss_of_the_script(agent, name, rows_on_all_sides(agent, name))
+    assert len(calls) == 1

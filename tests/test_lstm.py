@@ -62,8 +62,12 @@ def segment(dtype: torch.dtype = torch.float32) -> SimpleNamespace:
     """Return ten steps of four environments, whose episodes begin at different steps."""
     torch.manual_seed(4)
     done = torch.zeros(10, 4, dtype=dtype)
-    done[[0, 3, 4, 9], [0, 0, 0, 0]] = 1  # at the first and the last step, and an episode of a single step
-    done[[5, 3], [1, 2]] = 1  # one of them together with environment 0; environment 3 has no end at all
+    done[[0, 3, 4, 9], [0, 0, 0, 0]] = (
+        1  # at the first and the last step, and an episode of a single step
+    )
+    done[[5, 3], [1, 2]] = (
+        1  # one of them together with environment 0; environment 3 has no end at all
+    )
     state = 0.5 * torch.randn(4, 256, dtype=dtype)
     frames = torch.float64 if dtype == torch.float64 else torch.uint8
     return SimpleNamespace(obs=random_frames(10, 4, dtype=frames), done=done, state=state)
@@ -90,7 +94,9 @@ def test_many_steps_in_one_call_follow_the_equations_step_by_step():
     entropy = -(logprobs.exp() * logprobs).sum(dim=-1)
     heads = torch.stack([values, logprobs[..., 0], entropy, values], dim=-1)
     expected = torch.cat([heads, states[..., :128]], dim=-1)
-    torch.testing.assert_close(outputs_of(agent, rows.obs, rows.state, rows.done), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        outputs_of(agent, rows.obs, rows.state, rows.done), expected, rtol=0, atol=1e-12
+    )
     torch.testing.assert_close(last_state, states[-1], rtol=0, atol=1e-12)
 
 
@@ -99,9 +105,13 @@ def test_acting_returns_the_state_and_what_belongs_to_the_action_it_sampled():
     logprobs, values, states = policy_and_value(agent, rows.obs, rows.state, rows.done)
     state, actions = rows.state, []
     for t in range(10):
-        action, logprob, entropy, value, state = agent.get_action_and_value(rows.obs[t], state, rows.done[t])
+        action, logprob, entropy, value, state = agent.get_action_and_value(
+            rows.obs[t], state, rows.done[t]
+        )
         torch.testing.assert_close(logprob, logprobs[t, range(4), action], rtol=0, atol=1e-12)
-        torch.testing.assert_close(entropy, -(logprobs[t].exp() * logprobs[t]).sum(dim=1), rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            entropy, -(logprobs[t].exp() * logprobs[t]).sum(dim=1), rtol=0, atol=1e-12
+        )
         torch.testing.assert_close(value, values[t], rtol=0, atol=1e-12)
         torch.testing.assert_close(state, states[t], rtol=0, atol=1e-12)
         actions += action.tolist()
@@ -117,7 +127,9 @@ def test_nothing_of_an_episode_reaches_the_next_one():
         state[env] = torch.randn(256)
         after = outputs_of(agent, obs, state, rows.done)
         assert torch.equal(after[begin:, env], before[begin:, env])
-        if rows.done[:begin, env].sum() == 0 < begin:  # what was changed is seen at once, and up to the end
+        if (
+            rows.done[:begin, env].sum() == 0 < begin
+        ):  # what was changed is seen at once, and up to the end
             assert ((after[:begin, env] - before[:begin, env]).abs().amax(dim=1) > 1e-3).all()
 
 
@@ -159,6 +171,36 @@ def test_within_an_episode_every_later_output_depends_on_each_earlier_observatio
     assert (moved > 1e-9).all()
 
 
+@pytest.mark.parametrize("greedy", [False, True])
+def test_get_action_carries_the_state_and_acts_as_in_the_rollout_or_takes_the_likeliest(greedy):
+    agent, rows = make_agent(torch.float64), segment(torch.float64)
+    logprobs, _, states = policy_and_value(agent, rows.obs, rows.state, rows.done)
+    state = rows.state
+    for t in range(10):
+        inputs = rows.obs[t], state, rows.done[t]
+        torch.manual_seed(t)
+        expected = logprobs[t].argmax(dim=1) if greedy else agent.get_action_and_value(*inputs)[0]
+        torch.manual_seed(t)
+        action, state = agent.get_action(*inputs, greedy=greedy)
+        assert torch.equal(action, expected)
+        torch.testing.assert_close(state, states[t], rtol=0, atol=1e-12)
+
+
+def test_samples_follow_the_softmax_of_the_logits():
+    torch.manual_seed(1)
+    logits = torch.tensor([2.0, -1.0, 0.0, 1.0])
+    count = 40_000
+    shares = script.sample(logits.expand(count, -1)).bincount(minlength=4) / count
+    expected = logits.exp() / logits.exp().sum()
+    assert ((shares - expected).abs() < 5 * (expected * (1 - expected) / count).sqrt()).all()
+
+
+def test_the_first_state_is_zero():
+    state = script.Agent(SPACES).initial_state(3)
+    assert state.shape == (3, 256)
+    assert not state.any()
+
+
 # The weights
 
 
@@ -170,7 +212,9 @@ def test_lstm_weights_start_orthogonal_with_gain_one_and_its_biases_at_zero():
     }  # fmt: skip
     for weight in weights.values():
         gram = weight.detach().double().T @ weight.detach().double()
-        torch.testing.assert_close(gram, torch.eye(len(gram), dtype=torch.float64), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            gram, torch.eye(len(gram), dtype=torch.float64), rtol=0, atol=1e-5
+        )
     biases = {name: parameter for name, parameter in lstm.named_parameters() if name not in weights}
     assert set(biases) == {"bias_ih", "bias_hh"}
     assert not any(bias.any() for bias in biases.values())
@@ -183,7 +227,10 @@ def loss_step_by_step(agent, mb, clip_coef: float, args) -> torch.Tensor:
     """Return the loss of a minibatch from the equations of the LSTM and those of PPO."""
     num_envs = len(mb.lstm_state)
     logprobs, values, _ = policy_and_value(
-        agent, mb.obs.unflatten(0, (-1, num_envs)), mb.lstm_state, mb.dones.unflatten(0, (-1, num_envs))
+        agent,
+        mb.obs.unflatten(0, (-1, num_envs)),
+        mb.lstm_state,
+        mb.dones.unflatten(0, (-1, num_envs)),
     )
     logprobs, values = logprobs.flatten(0, 1), values.flatten()
     entropy = -(logprobs.exp() * logprobs).sum(dim=1)
@@ -191,10 +238,16 @@ def loss_step_by_step(agent, mb, clip_coef: float, args) -> torch.Tensor:
     advantages = mb.advantages - mb.advantages.mean()
     advantages = advantages / (advantages.square().mean().sqrt() + 1e-8)
     # A good action gains nothing above 1 + clip, a bad one nothing below 1 - clip.
-    kept = torch.where(advantages > 0, ratio.clamp(max=1 + clip_coef), ratio.clamp(min=1 - clip_coef))
+    kept = torch.where(
+        advantages > 0, ratio.clamp(max=1 + clip_coef), ratio.clamp(min=1 - clip_coef)
+    )
     near = mb.values + (values - mb.values).clamp(-clip_coef, clip_coef)
     squares = torch.maximum((values - mb.returns) ** 2, (near - mb.returns) ** 2)
-    return -(kept * advantages).mean() - args.ent_coef * entropy.mean() + args.vf_coef * squares.mean() / 2
+    return (
+        -(kept * advantages).mean()
+        - args.ent_coef * entropy.mean()
+        + args.vf_coef * squares.mean() / 2
+    )
 
 
 def test_gradient_of_a_minibatch_is_that_of_the_equations_step_by_step():
@@ -211,7 +264,9 @@ def test_gradient_of_a_minibatch_is_that_of_the_equations_step_by_step():
     )  # fmt: skip
 
     def gradient(loss: torch.Tensor) -> dict[str, torch.Tensor]:
-        names, trained = zip(*((name, p) for name, p in agent.named_parameters() if p.requires_grad), strict=True)
+        names, trained = zip(
+            *((name, p) for name, p in agent.named_parameters() if p.requires_grad), strict=True
+        )
         return dict(zip(names, torch.autograd.grad(loss, trained), strict=True))
 
     loss, stats = script.ppo_loss(agent, mb, 0.2, args)
@@ -229,20 +284,37 @@ def test_gradient_of_a_minibatch_is_that_of_the_equations_step_by_step():
             assert (other[name] - expected[name]).abs().max() > 1e-3 * expected[name].abs().max()
 
 
+def test_a_minibatch_has_all_rows_of_its_environments_time_first():
+    rows = {name: torch.arange(5)[:, None] * 100 + torch.arange(4) for name in script.Batch._fields}
+    rows["obs"] = rows["obs"][:, :, None].expand(5, 4, 3)
+    rows["lstm_state"] = torch.arange(4.0)[None, :, None].expand(1, 4, 6)
+    mb = script.Batch(**rows).select(torch.tensor([2, 0]))
+    order = [2, 0, 102, 100, 202, 200, 302, 300, 402, 400]
+    for name in script.Batch._fields[1:-1]:
+        assert getattr(mb, name).tolist() == order, name
+    assert mb.obs.tolist() == [[row] * 3 for row in order]
+    assert mb.lstm_state.tolist() == [[2.0] * 6, [0.0] * 6]
+
+
 # What main does
 
 
 class Squares(gym.Env):
-    """Random frames and rewards; every episode has `length` steps, and ends at a time limit if `truncates`."""
+    """Random frames and rewards; every episode has `length` steps, and ends as `end` says."""
 
     observation_space = gym.spaces.Box(0, 255, (84, 84), np.uint8)
     action_space = gym.spaces.Discrete(4)
 
-    def __init__(self, length: int, truncates: bool = False):
-        self.length, self.truncates = length, truncates
+    def __init__(self, length: int, end: str = "terminated"):
+        self.length = length
+        self.end = end
 
     def frame(self):
-        return self.np_random.integers(256, size=(7, 7), dtype=np.uint8).repeat(12, axis=0).repeat(12, axis=1)
+        return (
+            self.np_random.integers(256, size=(7, 7), dtype=np.uint8)
+            .repeat(12, axis=0)
+            .repeat(12, axis=1)
+        )
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -252,13 +324,17 @@ class Squares(gym.Env):
     def step(self, action):
         self.left -= 1
         over = self.left == 0
-        return self.frame(), self.np_random.normal(), over and not self.truncates, over and self.truncates, {}
+        terminated = over and "terminated" in self.end
+        truncated = over and "truncated" in self.end
+        return self.frame(), self.np_random.normal(), terminated, truncated, {}
 
 
 def vector(makers: list, frames: int = 1) -> gym.vector.VectorEnv:
     """Return these environments side by side, wrapped as the script wraps its own."""
     thunks = [
-        lambda make=make: gym.wrappers.FrameStackObservation(gym.wrappers.RecordEpisodeStatistics(make()), frames)
+        lambda make=make: gym.wrappers.FrameStackObservation(
+            gym.wrappers.RecordEpisodeStatistics(make()), frames
+        )
         for make in makers
     ]
     return gym.vector.SyncVectorEnv(thunks, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
@@ -270,9 +346,15 @@ def record(envs: gym.vector.VectorEnv, **overrides) -> SimpleNamespace:
     The policy head is a hundred times its usual size, so that the policy depends on the state from the start.
     """
     args = script.Args(num_envs=envs.num_envs, device="cpu", **overrides)
-    run = SimpleNamespace(args=args, first_obs=None, env_steps=[], acts=[], trained=[], gae=[], losses=[])
+    run = SimpleNamespace(
+        args=args, first_obs=None, env_steps=[], acts=[], trained=[], gae=[], losses=[]
+    )
     real = SimpleNamespace(
-        Agent=script.Agent, gae=script.compute_gae, loss=script.ppo_loss, reset=envs.reset, step=envs.step
+        Agent=script.Agent,
+        gae=script.compute_gae,
+        loss=script.ppo_loss,
+        reset=envs.reset,
+        step=envs.step,
     )
 
     def reset(**kwargs):
@@ -282,7 +364,13 @@ def record(envs: gym.vector.VectorEnv, **overrides) -> SimpleNamespace:
 
     def step(actions):
         obs, reward, terminated, truncated, infos = real.step(actions)
-        run.env_steps.append(SimpleNamespace(obs=torch.tensor(obs), ended=terminated | truncated))
+        taken = SimpleNamespace(
+            obs=torch.tensor(obs), ended=terminated | truncated, cut=truncated & ~terminated
+        )
+        taken.actions = actions.copy()
+        taken.reward = torch.tensor(reward, dtype=torch.float32)
+        taken.final_obs = copy.deepcopy(infos.get("final_obs"))
+        run.env_steps.append(taken)
         return obs, reward, terminated, truncated, infos
 
     class Agent(real.Agent):
@@ -296,15 +384,21 @@ def record(envs: gym.vector.VectorEnv, **overrides) -> SimpleNamespace:
         def get_action_and_value(self, x, lstm_state, done, action=None):
             outputs = super().get_action_and_value(x, lstm_state, done, action)
             names = ("x", "state_before", "done", "action", "logprob", "entropy", "value", "state")
-            call = dict(zip(names, [t.detach().clone() for t in (x, lstm_state, done, *outputs)], strict=True))
+            call = dict(
+                zip(
+                    names,
+                    [t.detach().clone() for t in (x, lstm_state, done, *outputs)],
+                    strict=True,
+                )
+            )
             (run.acts if action is None else run.trained).append(SimpleNamespace(**call))
             return outputs
 
-    def gae(rewards, values, dones, next_value, next_done, *factors):
-        inputs = [x.clone() for x in (rewards, values, dones, next_value, next_done)]
-        advantages, returns = real.gae(rewards, values, dones, next_value, next_done, *factors)
-        names = ("rewards", "values", "dones", "next_value", "next_done", "advantages", "returns")
-        call = SimpleNamespace(**dict(zip(names, [*inputs, advantages.clone(), returns.clone()], strict=True)))
+    def gae(**inputs):
+        call = SimpleNamespace(**copy.deepcopy(inputs))
+        advantages, returns = real.gae(**inputs)
+        call.advantages = advantages.clone()
+        call.returns = returns.clone()
         call.agent = copy.deepcopy(run.agent)  # as it was during this rollout
         run.gae.append(call)
         return advantages, returns
@@ -312,7 +406,9 @@ def record(envs: gym.vector.VectorEnv, **overrides) -> SimpleNamespace:
     def loss(agent, mb, clip_coef, loss_args):
         mb_copy = script.Batch(*(field.clone() for field in mb))
         call = SimpleNamespace(update=len(run.gae) - 1, mb=mb_copy)
-        if not run.losses or run.losses[-1].update < call.update:  # what the ratios would be with something wrong
+        if (
+            not run.losses or run.losses[-1].update < call.update
+        ):  # what the ratios would be with something wrong
             with torch.no_grad():
                 _, last_state = agent.get_states(mb.obs, mb.lstm_state, mb.dones)
                 wrong = {
@@ -340,7 +436,9 @@ def record(envs: gym.vector.VectorEnv, **overrides) -> SimpleNamespace:
         assert script.main(args) is run.agent
     run.num_updates = args.total_timesteps // (args.num_envs * args.num_steps)
     assert len(run.gae) == run.num_updates
-    run.obs = torch.stack([run.first_obs, *(step.obs for step in run.env_steps)])  # of all steps, and one more
+    run.obs = torch.stack(
+        [run.first_obs, *(step.obs for step in run.env_steps)]
+    )  # of all steps, and one more
     ends = np.stack([step.ended for step in run.env_steps])
     run.begins = torch.tensor(np.concatenate([np.zeros_like(ends[:1]), ends]), dtype=torch.float32)
     return run
@@ -348,16 +446,26 @@ def record(envs: gym.vector.VectorEnv, **overrides) -> SimpleNamespace:
 
 # Episodes end at every step, at some in the middle, with the segment, or never; those of one environment by time limit.
 LENGTHS = [1, 7, 20, 1000, 9, 33]
-SIZES = {"num_steps": 20, "num_minibatches": 3, "update_epochs": 3, "total_timesteps": 3 * 20 * 6, "max_grad_norm": 50}
+SIZES = {
+    "num_steps": 20,
+    "num_minibatches": 3,
+    "update_epochs": 3,
+    "total_timesteps": 3 * 20 * 6,
+    "max_grad_norm": 50,
+}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Share one run of three updates between the tests that look at it from different sides."""
     torch.set_num_threads(1)
+    makers = [
+        partial(Squares, length, end="truncated" if length == 9 else "terminated")
+        for length in LENGTHS
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("lstm"))
-        return record(vector([partial(Squares, length, truncates=length == 9) for length in LENGTHS]), **SIZES)
+        return record(vector(makers), **SIZES)
 
 
 def epochs_of(run: SimpleNamespace, update: int) -> list[list[SimpleNamespace]]:
@@ -371,23 +479,39 @@ def columns_of(run: SimpleNamespace, call: SimpleNamespace) -> list[int]:
     steps = run.args.num_steps
     rollout = run.obs[call.update * steps : (call.update + 1) * steps]
     frames = call.mb.obs.unflatten(0, (steps, -1)).unbind(dim=1)
-    found = [[env for env in range(run.args.num_envs) if torch.equal(column, rollout[:, env])] for column in frames]
-    assert all(len(envs) == 1 for envs in found), "not the complete sequence of an environment in its order"
+    found = [
+        [env for env in range(run.args.num_envs) if torch.equal(column, rollout[:, env])]
+        for column in frames
+    ]
+    assert all(len(envs) == 1 for envs in found), (
+        "not the complete sequence of an environment in its order"
+    )
     return [env for (env,) in found]
 
 
 def test_the_rollout_follows_the_equations_from_a_state_of_zero(run):
     state, steps = torch.zeros(6, 256), run.args.num_steps
     assert torch.equal(run.acts[0].state_before, state)
-    assert len(run.acts) == run.num_updates * steps
+    assert len(run.acts) == len(run.env_steps) == run.num_updates * steps
+    for act, taken in zip(run.acts, run.env_steps, strict=True):
+        assert np.array_equal(taken.actions, act.action)
     for update, gae in enumerate(run.gae):
-        rows = slice(update * steps, (update + 1) * steps + 1)  # with the observation that the next segment begins with
+        rows = slice(
+            update * steps, (update + 1) * steps + 1
+        )  # with the observation that the next segment begins with
         with torch.no_grad():
-            logprobs, values, states = policy_and_value(gae.agent, run.obs[rows], state, run.begins[rows])
+            logprobs, values, states = policy_and_value(
+                gae.agent, run.obs[rows], state, run.begins[rows]
+            )
         acts = run.acts[update * steps : (update + 1) * steps]
         actions = torch.stack([act.action for act in acts])
+        assert torch.equal(
+            gae.rewards, torch.stack([taken.reward for taken in run.env_steps[rows][:steps]])
+        )
         taken = logprobs[:-1].gather(2, actions[..., None])[..., 0]
-        torch.testing.assert_close(torch.stack([act.logprob for act in acts]), taken, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            torch.stack([act.logprob for act in acts]), taken, rtol=0, atol=1e-5
+        )
         torch.testing.assert_close(gae.values, values[:-1], rtol=0, atol=1e-5)
         torch.testing.assert_close(gae.next_value, values[-1], rtol=0, atol=1e-5)
         state = states[-2]
@@ -396,20 +520,74 @@ def test_the_rollout_follows_the_equations_from_a_state_of_zero(run):
             assert torch.equal(run.acts[(update + 1) * steps].state_before, acts[-1].state)
 
 
+def test_a_time_limit_is_worth_the_value_of_the_final_observation_with_the_state_after_the_last_step():
+    """Not with a state of zero, nor with that before the last step, and not that of the next episode's beginning."""
+    ends = ["terminated", "truncated", "terminated truncated", "truncated", "truncated"]
+    makers = [
+        partial(Squares, length, end=end) for length, end in zip((4, 5, 6, 1, 9), ends, strict=True)
+    ]
+    sizes = {
+        "num_steps": 12,
+        "num_minibatches": 1,
+        "update_epochs": 1,
+        "total_timesteps": 2 * 12 * 5,
+    }
+    run = record(vector(makers), **sizes, bootstrap_truncated=True, gamma=0.9)
+    wrong = []
+    for update, gae in enumerate(run.gae):
+        for t in range(12):
+            taken, act = run.env_steps[12 * update + t], run.acts[12 * update + t]
+            added = gae.rewards[t] - taken.reward
+            assert not added[~torch.tensor(taken.cut)].any()
+            for env in np.flatnonzero(taken.cut):
+                final = torch.as_tensor(taken.final_obs[env])
+
+                def value_of(frame, state, done=0.0, agent=gae.agent):
+                    with torch.no_grad():
+                        inputs = frame[None, None], state[None], torch.tensor([[done]])
+                        return 0.9 * policy_and_value(agent, *inputs)[1].item()
+
+                value = value_of(final, act.state[env])
+                assert added[env].item() == pytest.approx(value, abs=1e-5)
+                for other in (
+                    value_of(final, 0 * act.state[env]),
+                    value_of(final, act.state_before[env]),
+                    value_of(final, act.state[env - 1]),
+                    value_of(taken.obs[env], act.state[env]),
+                    value_of(taken.obs[env], act.state[env], done=1.0),
+                ):
+                    wrong.append(abs(other - value))
+    assert len(wrong) == 5 * (4 + 24 + 2)  # of environments 1, 3 and 4
+    assert np.mean(np.array(wrong).reshape(-1, 5) > 1e-3, axis=0).min() > 0.8
+
+
 def test_training_recomputes_the_log_probabilities_and_values_of_the_rollout(run):
     for update, gae in enumerate(run.gae):
         inner = gae.dones[1:]
-        assert len({tuple(column.tolist()) for column in inner.T}) >= 4, "the episodes must end at different steps"
+        assert len({tuple(column.tolist()) for column in inner.T}) >= 4, (
+            "the episodes must end at different steps"
+        )
         first, second = epochs_of(run, update)[0][:2]
         torch.testing.assert_close(first.logprobs, first.mb.logprobs, rtol=0, atol=1e-5)
-        torch.testing.assert_close((first.logprobs - first.mb.logprobs).exp(), torch.ones(40), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            (first.logprobs - first.mb.logprobs).exp(), torch.ones(40), rtol=0, atol=1e-5
+        )
         torch.testing.assert_close(first.values, first.mb.values, rtol=0, atol=1e-5)
-        assert (second.logprobs - second.mb.logprobs).abs().max() > 1e-3  # the first step has moved the policy
+        assert (
+            second.logprobs - second.mb.logprobs
+        ).abs().max() > 1e-3  # the first step has moved the policy
 
 
 def test_the_recomputed_ratio_would_show_a_wrong_state(run):
-    initial = [run.acts[update * run.args.num_steps].state_before for update in range(run.num_updates)]
-    seen = {"no state": 0, "another environment's state": 0, "no ends": 0, "the state after the rollout": 0}
+    initial = [
+        run.acts[update * run.args.num_steps].state_before for update in range(run.num_updates)
+    ]
+    seen = {
+        "no state": 0,
+        "another environment's state": 0,
+        "no ends": 0,
+        "the state after the rollout": 0,
+    }
     assert not initial[0].any()
     for update in range(1, run.num_updates):
         assert (initial[update].abs().amax(dim=1) > 0.05).all()
@@ -422,12 +600,21 @@ def test_the_recomputed_ratio_would_show_a_wrong_state(run):
 def test_every_minibatch_is_the_whole_sequences_of_some_environments(run):
     steps = run.args.num_steps
     for call in run.losses:
-        envs, gae, acts = columns_of(run, call), run.gae[call.update], run.acts[call.update * steps :][:steps]
+        envs, gae, acts = (
+            columns_of(run, call),
+            run.gae[call.update],
+            run.acts[call.update * steps :][:steps],
+        )
         assert len(envs) == 2
         rows = {name: getattr(gae, name) for name in ("values", "advantages", "returns", "dones")}
-        rows |= {"actions": torch.stack([a.action for a in acts]), "logprobs": torch.stack([a.logprob for a in acts])}
+        rows |= {
+            "actions": torch.stack([a.action for a in acts]),
+            "logprobs": torch.stack([a.logprob for a in acts]),
+        }
         for name, rollout in rows.items():
-            assert torch.equal(getattr(call.mb, name).unflatten(0, (steps, 2)), rollout[:, envs]), name
+            assert torch.equal(getattr(call.mb, name).unflatten(0, (steps, 2)), rollout[:, envs]), (
+                name
+            )
         assert torch.equal(call.mb.lstm_state, acts[0].state_before[envs])
 
 
@@ -441,7 +628,15 @@ def test_every_epoch_partitions_the_environments_in_an_order_of_its_own(run):
     assert len(set(orders)) > len(orders) / 2
     assert tuple(range(6)) not in orders[:3]
     # The environments also meet in new minibatches, not in the same ones in a new order.
-    assert len({frozenset(map(frozenset, zip(order[::2], order[1::2], strict=True))) for order in orders}) > 3
+    assert (
+        len(
+            {
+                frozenset(map(frozenset, zip(order[::2], order[1::2], strict=True)))
+                for order in orders
+            }
+        )
+        > 3
+    )
 
 
 def test_only_one_of_the_two_biases_is_trained(run):
@@ -455,20 +650,31 @@ def test_only_one_of_the_two_biases_is_trained(run):
 
 
 def test_the_first_step_of_adam_moves_the_sum_of_both_biases_by_one_learning_rate():
+    """Learning both would double it. What is missing to a whole learning rate is the epsilon of TensorFlow's Adam."""
     one_step = {"num_steps": 20, "num_minibatches": 1, "update_epochs": 1, "total_timesteps": 60}
-    run = record(vector([partial(Squares, length) for length in (3, 7, 20)]), **one_step, learning_rate=1e-3)
+    run = record(
+        vector([partial(Squares, length) for length in (3, 7, 20)]), **one_step, learning_rate=1e-3
+    )
     assert len(run.losses) == 1
     lstm = run.agent.lstm
-    moved = (lstm.bias_ih + lstm.bias_hh).detach().abs()
-    assert moved.max().item() == pytest.approx(1e-3, rel=0.02)
-    assert moved.median().item() == pytest.approx(1e-3, rel=0.1)
+    moved = (lstm.bias_ih + lstm.bias_hh).detach()
+    gradient = lstm.bias_ih.grad
+    epsilon = 1e-5 / (1 - 0.999) ** 0.5
+    assert gradient.abs().max() > 10 * epsilon
+    torch.testing.assert_close(
+        moved, -1e-3 * gradient / (gradient.abs() + epsilon), rtol=1e-3, atol=1e-8
+    )
 
 
 def test_environments_that_do_not_divide_into_minibatches_end_with_one_line(capsys):
     with pytest.raises(SystemExit) as error:
-        script.main(script.Args(num_envs=3, num_minibatches=2, num_steps=4, total_timesteps=24, device="cpu"))
+        script.main(
+            script.Args(
+                num_envs=3, num_minibatches=2, num_steps=4, total_timesteps=24, device="cpu"
+            )
+        )
     assert error.value.code == 2
-    assert capsys.readouterr().err == "error: --num-minibatches 2 does not divide --num-envs 3\n"
+    assert capsys.readouterr().err == "error: --num-minibatches 2 does not divide --num-envs, 3\n"
 
 
 # Memory
@@ -494,7 +700,13 @@ class Recall(gym.Env):
         return np.full((84, 84), 255 * (self.dark == -1), np.uint8), reward, over, False, {}
 
 
-MEMORY = {"num_envs": 32, "num_steps": 16, "total_timesteps": 12_288, "learning_rate": 3e-3, "clip_coef": 0.2}
+MEMORY = {
+    "num_envs": 32,
+    "num_steps": 16,
+    "total_timesteps": 12_288,
+    "learning_rate": 3e-3,
+    "clip_coef": 0.2,
+}
 
 
 def train_on_recall(module, frames: int, seed: int = 1) -> nn.Module:
@@ -516,11 +728,18 @@ def success_rate(agent: nn.Module, frames: int, forgets: bool = False) -> float:
     """Return how often the agent is right in 200 fresh episodes, one of each environment."""
     envs = vector([Recall] * 200, frames)
     obs, _ = envs.reset(seed=1_000_000)
-    memory = [torch.zeros(200, 256), torch.full((200,), float(forgets))] if hasattr(agent, "lstm") else []
+    recurrent = hasattr(agent, "lstm")
+    state, done = (
+        agent.initial_state(200) if recurrent else None,
+        torch.full((200,), float(forgets)),
+    )
     playing, right = np.ones(200, bool), 0
     while playing.any():
         with torch.no_grad():
-            action, _, _, _, *memory[:1] = agent.get_action_and_value(torch.as_tensor(obs), *memory)
+            if recurrent:
+                action, state = agent.get_action(torch.as_tensor(obs), state, done)
+            else:
+                action = agent.get_action(torch.as_tensor(obs))
         obs, reward, terminated, _, _ = envs.step(action.numpy())
         right += np.sum(playing & terminated & (reward > 0))
         playing &= ~terminated  # what an environment plays after its first episode does not count

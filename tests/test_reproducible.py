@@ -22,7 +22,9 @@ def test_a_seed_fixes_every_weight_and_another_seed_does_not(name, monkeypatch):
 
     monkeypatch.setattr(module, "Agent", RecordedAgent)
     args = TINY[name] | {"update_epochs": 1}
-    once, again, other = (module.main(module.Args(seed=seed, **args)).state_dict() for seed in (3, 3, 4))
+    once, again, other = (
+        module.main(module.Args(seed=seed, **args)).state_dict() for seed in (3, 3, 4)
+    )
     assert all(torch.equal(once[key], again[key]) for key in once)
     fixed = {"lstm.bias_hh"}  # the second bias of the LSTM stays 0
     assert not any(torch.equal(once[key], other[key]) for key in once.keys() - fixed)
@@ -30,11 +32,29 @@ def test_a_seed_fixes_every_weight_and_another_seed_does_not(name, monkeypatch):
     assert not any(torch.equal(x, initial[2][key]) for key, x in initial[0].items())
 
 
-def test_environments_in_processes_of_their_own_change_nothing():
-    module = importlib.import_module("ppo_atari")
-    args = TINY["ppo_atari"] | {"update_epochs": 1, "bootstrap_truncated": True}
-    one, other = (module.main(module.Args(**args, async_envs=chosen)).state_dict() for chosen in (False, True))
-    assert all(torch.equal(one[key], other[key]) for key in one)
+def test_main_called_from_python_twice_gives_the_weights_of_the_command_line():
+    ppo = importlib.import_module("ppo")
+    args = ppo.Args(num_envs=2, num_steps=16, total_timesteps=96, seed=7)
+    first = ppo.main(args).state_dict()
+    torch.rand(7)  # what happens in between does not matter
+    second = ppo.main(args).state_dict()
+    flags = [
+        "--num-envs",
+        "2",
+        "--num-steps",
+        "16",
+        "--total-timesteps",
+        "96",
+        "--seed",
+        "7",
+        "--exp-name",
+        "other",
+    ]
+    subprocess.run([sys.executable, ppo.__file__, *flags], check=True, capture_output=True)
+    (checkpoint,) = Path("runs").glob("CartPole-v1__other__7__*/checkpoint.pt")
+    weights = torch.load(checkpoint, weights_only=True)["agent"]
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert all(torch.equal(first[key], weights[key]) for key in first)
 
 
 def test_importing_the_scripts_has_no_side_effect(tmp_path):
@@ -53,7 +73,11 @@ import {", ".join(SCRIPTS)}
 assert state() == before
 """
     result = subprocess.run(
-        [sys.executable, "-B", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [sys.executable, "-B", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert list(tmp_path.iterdir()) == []

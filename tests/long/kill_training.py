@@ -1,6 +1,6 @@
 """Kill a real training run again and again, at random moments and while it writes its checkpoint, and resume it.
 
-    python tests/kill_training.py --kills 200
+    python tests/long/kill_training.py --kills 200
 
 After every `kill -9` the checkpoint has to load, and at most `save_every` updates may be lost. Prints a line per ten
 kills and a summary; exits with an error at the first checkpoint that fails.
@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 import tyro
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import ppo
 
@@ -57,7 +57,9 @@ def kill_once(context, args: ppo.Args, saved: int, rng: random.Random) -> tuple[
     updates = rng.randint(1, 3 * args.save_every)
     while done.value < saved + updates:
         if not process.is_alive():
-            raise SystemExit(f"the training process ended by itself, with exit code {process.exitcode}")
+            raise SystemExit(
+                f"the training process ended by itself, with exit code {process.exitcode}"
+            )
         time.sleep(0.001)
     time.sleep(rng.uniform(0, (time.perf_counter() - started) / updates))
     if rng.random() < 0.5:
@@ -73,21 +75,26 @@ def main(args: Args, folder: Path) -> dict[str, int]:
     """Return how many kills there were, how many of them while saving, and the most updates that one of them lost."""
     os.chdir(folder)
     torch.set_num_threads(1)  # threads do not survive a fork
-    torch.optim.Adam([torch.zeros(1)])  # imports for seconds: once here, and not again in every child
+    torch.optim.Adam(
+        [torch.zeros(1)]
+    )  # imports for seconds: once here, and not again in every child
     context = multiprocessing.get_context("fork")
     rng = random.Random(args.seed)
     training = ppo.Args(num_envs=2, num_steps=16, total_timesteps=10**8, save_every=args.save_every)
     result = {"kills": 0, "while_saving": 0, "most_updates_lost": 0, "updates": 0}
     for kill in range(1, args.kills + 1):
         done, while_saving = kill_once(context, training, result["updates"], rng)
-        checkpoints = list(Path("runs").glob("*/checkpoint.pt"))
         saved = 0
-        if checkpoints:
-            saved = ppo.load_checkpoint(checkpoints[0])["iteration"]  # exits with an error if it is damaged
-            training = replace(training, resume=checkpoints[0].parent)
+        for checkpoint in Path("runs").glob("*/checkpoint.pt"):  # there is one at most
+            saved = ppo.load_checkpoint(checkpoint.parent)[
+                "iteration"
+            ]  # exits with an error if it is damaged
+            training = replace(training, resume=checkpoint.parent)
         lost = done - saved
         if lost > args.save_every:
-            raise SystemExit(f"kill {kill} lost {lost} updates: {done} were done and the checkpoint holds {saved}")
+            raise SystemExit(
+                f"kill {kill} lost {lost} updates: {done} were done and the checkpoint holds {saved}"
+            )
         result["kills"] = kill
         result["while_saving"] += while_saving
         result["most_updates_lost"] = max(result["most_updates_lost"], lost)
