@@ -19,6 +19,7 @@ script needs nothing else. It is found by its name, in the current folder or bes
 import importlib.util
 import inspect
 import json
+import os
 import signal
 import sys
 import time
@@ -68,7 +69,7 @@ def load_script(path: Path | None, run_dir: Path) -> ModuleType:
         here = [
             folder for folder in (Path.cwd(), Path(__file__).parent) if not run_dir.samefile(folder)
         ]
-        paths = [folder / name for folder in here if (folder / name).is_file()]
+        paths = [folder / name for folder in here if os.path.isfile(folder / name)]
         if Path(name).name != name or not paths:
             fail(
                 f"the agent's script, {name!r}, is neither here nor beside evaluate.py: use --script"
@@ -76,19 +77,22 @@ def load_script(path: Path | None, run_dir: Path) -> ModuleType:
         path = paths[0]
     elif not path.is_file():
         fail(f"--script {path}: there is no such file")
+    # A name in a stranger's file must not run whatever lies here: only what reads like a script.
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for needed in ("class Args", "class Agent", "def make_envs"):
+        if needed not in text:
+            fail(f"{path} is not a training script: it has no {needed}")
     loaded = sys.modules.get(path.stem)
-    if loaded is not None and path.samefile(loaded.__file__):
-        return loaded
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    script = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = script  # where dataclasses look for it
-    try:
-        spec.loader.exec_module(script)
-    except Exception as error:
-        fail(f"{path} cannot be imported: {type(error).__name__}: {error}")
-    missing = [name for name in ("Args", "Agent", "make_envs") if not hasattr(script, name)]
-    if missing:
-        fail(f"{path} is not a training script: it has no {missing[0]}")
+    if loaded is not None and str(path.resolve()) == getattr(loaded, "__file__", None):
+        script = loaded
+    else:
+        spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
+        script = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = script  # where dataclasses look for it
+        try:
+            spec.loader.exec_module(script)
+        except Exception as error:
+            fail(f"{path} cannot be imported: {type(error).__name__}: {error}")
     return script
 
 
@@ -103,7 +107,7 @@ def load_agent(
     # What the Agent takes besides `envs` are arguments of the run, such as shared_network.
     names = [name for name in inspect.signature(script.Agent).parameters if hasattr(args, name)]
     agent = script.Agent(envs, **{name: getattr(args, name) for name in names})
-    if not script.fits(checkpoint["agent"], agent.state_dict()):
+    if not script.fits(checkpoint.get("agent"), agent.state_dict()):
         fail(f"the weights do not fit the Agent of {script.__file__}, or are not finite")
     agent.load_state_dict(checkpoint["agent"])
     if hasattr(envs, "load_state_dict"):
@@ -125,8 +129,9 @@ def play(agent: nn.Module, envs: gym.vector.VectorEnv, args: Args) -> tuple[list
     done = np.zeros(1, dtype=bool)
     obs, infos = envs.reset(seed=[args.seed])
     returns, lengths, steps = [], [], 0
+    terminal = sys.stderr is not None and sys.stderr.isatty()
     progress = tqdm(
-        total=args.episodes, unit=" games", dynamic_ncols=True, leave=False, disable=None
+        total=args.episodes, unit=" games", dynamic_ncols=True, leave=False, disable=not terminal
     )
     while len(returns) < args.episodes:
         x = torch.as_tensor(obs)
@@ -166,6 +171,8 @@ def main(args: Args) -> dict:
     for name in ("episodes", "max_steps"):
         if getattr(args, name) < 1:
             fail(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
+    if not 0 <= args.seed < 2**31:
+        fail(f"--seed must lie between 0 and {2**31 - 1}, not at {args.seed}")
     if not args.runs:
         fail("give the folder of a run, runs/...")
     torch.set_num_threads(1)  # one observation at a time leaves nothing to a second thread
@@ -198,6 +205,9 @@ def main(args: Args) -> dict:
         "returns": returns,
         "lengths": lengths,
     }
+    # The environment has begun one more game already: that is no video.
+    for path in folder.rglob(f"*-episode-{len(returns)}.mp4"):
+        path.unlink()
     if args.json:
         print(json.dumps(result))
         return result
@@ -206,12 +216,12 @@ def main(args: Args) -> dict:
     print("returns " + ", ".join(f"{value:.1f}" for value in returns))
     print(f"mean {result['mean']:.1f}, standard deviation {result['std']:.1f}")
     if args.capture_video:
-        # The environment has begun one more game already: that is no video.
-        for path in folder.rglob(f"*-episode-{len(returns)}.mp4"):
-            path.unlink()
         print(f"videos: {folder / 'videos'}")
     return result
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    try:
+        main(tyro.cli(Args, description=__doc__))
+    except OSError as error:
+        fail(f"cannot write the result: {error.strerror or error}", code=1)

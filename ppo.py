@@ -18,6 +18,7 @@ training loop. What comes after `main` (checks, checkpoints, log, progress) is n
 """
 
 import atexit
+import glob
 import importlib.util
 import io
 import os
@@ -438,17 +439,9 @@ def main(args: Args) -> Agent:
 def say(message: str, stream: TextIO | None) -> None:
     """Print one line; that a terminal or the reader of a pipe is gone does not stop the run."""
     line = "".join(character if character.isprintable() else " " for character in message)
-    with dead_stream_ignored(stream):
-        print(" ".join(line.split()), file=stream, flush=True)
-
-
-@contextmanager
-def dead_stream_ignored(stream: TextIO | None) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError):  # nobody reads it, the disk below is full, or it is closed
+    if stream is not None:  # as it is where the shell has closed it
         with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            print(" ".join(line.split()), file=stream, flush=True)
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
@@ -467,11 +460,11 @@ def check_args(args: Args) -> None:
     for name in (*sizes, "save_every"):
         if getattr(args, name) < 1:
             fail(f"{flag(name)} must be at least 1, not {getattr(args, name)}")
-    if args.num_envs > 100_000:
-        fail(f"--num-envs {args.num_envs} is too many: 100,000 at most")
+    if args.num_envs > 100_000 or args.num_envs * args.num_steps > 2**40:
+        fail(f"--num-envs {args.num_envs} times --num-steps {args.num_steps} is too much")
     for name in ("learning_rate", "clip_coef", "ent_coef", "vf_coef", "max_grad_norm"):
-        if not 0 <= getattr(args, name) < float("inf"):
-            fail(f"{flag(name)} must be a number from 0 up, not {getattr(args, name)}")
+        if not 0 <= getattr(args, name) <= 1e30:
+            fail(f"{flag(name)} must lie between 0 and 1e30, not at {getattr(args, name)}")
     for name in ("gamma", "gae_lambda"):
         if not 0 <= getattr(args, name) <= 1:
             fail(f"{flag(name)} must lie between 0 and 1, not at {getattr(args, name)}")
@@ -519,7 +512,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        saved = ", its last checkpoint is whole" if (path / "checkpoint.pt").exists() else ""
+        saved = ", its last checkpoint is whole" if os.path.exists(path / "checkpoint.pt") else ""
         fail(f"cannot write to {path}{saved}: {error.strerror or error}", code=1)
 
 
@@ -561,15 +554,13 @@ def parse_args() -> Args:
 
 def find_run(path: Path) -> Path:
     """Return the run folder at `path`: itself, a checkpoint's, or the newest that begins so."""
-    if path.name == "checkpoint.pt":
-        return path.parent
-    if path.is_dir():
-        return path
-    for pattern in (f"{path.name}__*", f"{path.name}*"):  # seed 1 is not seed 10
-        checkpoints = list(path.parent.glob(f"{pattern}/checkpoint.pt"))
-        if checkpoints:
-            newest = max(checkpoints, key=lambda checkpoint: checkpoint.stat().st_mtime)
-            return newest.parent
+    folder = path.parent if path.name == "checkpoint.pt" else path
+    if os.path.isfile(folder / "checkpoint.pt"):
+        return folder
+    for rest in ("__*", "*"):  # seed 1 is not seed 10
+        names = glob.glob(f"{glob.escape(str(path))}{rest}/checkpoint.pt")
+        if names:
+            return Path(max(names, key=os.path.getmtime)).parent
     fail(f"no run {path} with a checkpoint: give the folder of a run, runs/...")
 
 
@@ -582,26 +573,25 @@ def load_checkpoint(run_dir: Path) -> dict:
         checkpoint = {} if damaged else torch.load(path, map_location="cpu", weights_only=True)
         args = checkpoint["args"]
         batch_size = args["num_envs"] * args["num_steps"]
-        known = checkpoint["version"] == Run.version and isinstance(checkpoint["script"], str)
-        counted = isinstance(checkpoint["iteration"], int) and checkpoint["iteration"] > 0
-        counted = counted and checkpoint["global_step"] == checkpoint["iteration"] * batch_size
+        version = checkpoint["version"]
+        iteration = checkpoint["iteration"]
+        global_step = checkpoint["global_step"]
+        counted = type(iteration) is type(global_step) is int and iteration > 0 < batch_size
+        counted = counted and global_step == iteration * batch_size
+        known = isinstance(checkpoint["script"], str)
     except Exception:  # a missing, damaged or foreign file can raise anything
         fail(f"{path} is missing, damaged or no checkpoint: give the folder of a run, runs/...")
-    if not known:
-        fail(
-            f"{path} has the format {checkpoint['version']}, not {Run.version}: use its own script"
-        )
+    if version != Run.version or not known:
+        fail(f"{path} has the format {version}, not {Run.version}: use the script that wrote it")
     defaults = {field.name: field.default for field in fields(Args)}
-    for name, value in args.items():
-        if name not in defaults:
+    for name in [*args, *defaults]:
+        if name not in args or name not in defaults:
             scripts = f"{checkpoint['script']}.py, not by this {Path(__file__).name}"
-            fail(f"{path} was written by {scripts}: it has {flag(str(name))}")
-        if not fits_default(value, defaults[name]):
-            fail(f"{path} is damaged: {flag(name)} is {value!r}")
+            fail(f"{path} was written by {scripts}: they differ in {flag(str(name))}")
+        if not fits_default(args[name], defaults[name]):
+            fail(f"{path} is damaged: {flag(name)} is {args[name]!r}")
     if not counted:
         fail(f"{path} is damaged: its numbers of steps and updates do not agree")
-    here = {"device": "cpu", "compile": False, "track": False, "capture_video": False}
-    check_args(Args(**args | here))
     return checkpoint
 
 
@@ -621,6 +611,7 @@ def fits(saved, own) -> bool:
         return isinstance(saved, list) and len(saved) == len(own) and all(map(fits, saved, own))
     if isinstance(own, Tensor):
         same = isinstance(saved, Tensor) and saved.shape == own.shape and saved.dtype == own.dtype
+        same = same and saved.device.type != "meta" and saved.layout == torch.strided
         return same and bool(saved.isfinite().all())
     return type(saved) in (float, int) and np.isfinite(saved)
 
@@ -631,7 +622,7 @@ def new_run_dir(args: Args) -> Path:
     name = re.sub(r"[^\w.+-]+", "-", name)
     run_dir = Path("runs") / name
     number = 2
-    while run_dir.exists():
+    while os.path.exists(run_dir):
         run_dir = Path("runs") / f"{name}-{number}"
         number += 1
     return run_dir
@@ -675,19 +666,20 @@ class Run:
         self.started = self.last_update = self.last_line = time.perf_counter()
         self.handlers = {}
         if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
-            for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
-                if hasattr(signal, name):
-                    signum = getattr(signal, name)
+            for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+                signum = getattr(signal, name, None)  # Windows has no SIGHUP, and nohup ignores it
+                if signum and signal.getsignal(signum) != signal.SIG_IGN:
                     self.handlers[signum] = signal.signal(signum, self.on_signal)
         atexit.register(self.say_how_to_go_on)
 
     def claim_folder(self) -> None:
         """Make the run folder, and lock it; a process that is killed leaves no lock behind."""
         with disk_errors(self.dir):
+            self.dir.parent.mkdir(parents=True, exist_ok=True)
             while not self.args.resume:
                 try:
                     # There may be a folder for videos in it already.
-                    self.dir.mkdir(parents=True, exist_ok=self.args.capture_video)
+                    self.dir.mkdir(exist_ok=self.args.capture_video)
                     break
                 except FileExistsError:  # another run started in the same second
                     self.dir = new_run_dir(self.args)
@@ -766,7 +758,8 @@ class Run:
         if not batch.obs.isfinite().all():
             return f"{self.args.env_id} gave an observation that is NaN or infinite"
         if not batch.returns.isfinite().all():
-            return f"{self.args.env_id} gave a reward that is NaN or infinite, or far too large"
+            what = "a reward or an observation that is NaN, infinite or far too large"
+            return f"{self.args.env_id} gave {what}"
         return "try a smaller --learning-rate"
 
     def log(self, tag: str, value: float) -> None:
@@ -775,7 +768,7 @@ class Run:
 
     def show_progress(self, sps: float, batch_size: int) -> None:
         status = f"{sps:,.0f} steps/s, {self.mean_return()}"
-        with dead_stream_ignored(sys.stderr):
+        with suppress(OSError, ValueError):  # as in `say`
             self.bar.set_postfix_str(status, refresh=False)
             self.bar.update(batch_size)
         now = time.perf_counter()
@@ -794,7 +787,9 @@ class Run:
     def save(self, batch: Batch) -> None:
         """Write a new checkpoint, then rename it over the old one: a whole one is always there."""
         checkpoint = {name: part.state_dict() for name, part in self.parts.items()}
-        if not all(weight.isfinite().all() for weight in checkpoint["agent"].values()):
+        states = checkpoint | {"optimizer": checkpoint["optimizer"]["state"]}
+        if not all(fits(state, state) for state in states.values()):  # as `restore` will ask
+            self.close()
             fail(
                 f"a weight is not finite after update {self.iteration}: {self.cause(batch)}", code=1
             )
@@ -865,7 +860,7 @@ class Run:
         self.restore_handlers()
         with disk_errors(self.dir):
             self.writer.close()
-        with dead_stream_ignored(sys.stderr):
+        with suppress(OSError, ValueError):  # as in `say`
             self.bar.close()
         self.lock.release()
         if self.global_step >= self.total:

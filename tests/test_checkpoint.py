@@ -194,20 +194,29 @@ def test_the_epsilon_of_adam_goes_on_after_a_resume(script, monkeypatch):
         assert eps == pytest.approx(1e-5 / (1 - 0.999**number) ** 0.5, rel=1e-9)
 
 
-def test_the_environments_of_a_resumed_run_get_other_seeds(monkeypatch):
-    import ppo
-
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_environments_of_a_resumed_run_get_other_seeds(script, monkeypatch):
+    module = importlib.import_module(script)
+    make_envs = module.make_envs
     seeds = []
-    reset = ppo.gym.vector.SyncVectorEnv.reset
 
-    def spy(self, *, seed=None, options=None):
-        seeds.append(tuple(seed))
-        return reset(self, seed=seed, options=options)
+    def spying_make_envs(*args):
+        envs = make_envs(*args)
+        reset = envs.reset
 
-    monkeypatch.setattr(ppo.gym.vector.SyncVectorEnv, "reset", spy)
-    train("ppo")
-    command_line("ppo", monkeypatch, "--resume", run_folder(), "--total-timesteps", 192)
-    assert len({seed for pair in seeds for seed in pair}) == 4
+        def spy(*, seed):
+            seeds.append(list(seed))
+            return reset(seed=seed)
+
+        envs.reset = spy
+        return envs
+
+    monkeypatch.setattr(module, "make_envs", spying_make_envs)
+    train(script)
+    steps = 2 * TINY[script]["total_timesteps"]
+    command_line(script, monkeypatch, "--resume", run_folder(), "--total-timesteps", steps)
+    first, resumed = seeds
+    assert len({*first, *resumed}) == len(first) + len(resumed)
 
 
 def test_curves_go_on_without_doubled_points(monkeypatch):
@@ -323,7 +332,7 @@ def test_wrong_checkpoints_end_with_one_line(monkeypatch, capsys):
         return fails(capsys, 2, command_line, script, monkeypatch, "--resume", path)
 
     assert "no run runs/no_such_run" in resume("runs/no_such_run")
-    assert "runs/checkpoint.pt is missing" in resume("runs")
+    assert "no run runs with a checkpoint" in resume("runs")
     for content in (
         b"no checkpoint",
         *(good[:size] for size in (0, 1, 100, len(good) // 2, len(good) - 1)),

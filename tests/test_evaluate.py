@@ -440,7 +440,8 @@ def test_a_strange_name_in_a_checkpoint_leads_to_no_script(name, capsys):
         Path(folder, "my_ppo.py").write_text("open('hacked', 'w')\n")
     strange = name.format(folder=Path.cwd()) if isinstance(name, str) else name
     edit(run, lambda checkpoint: checkpoint.update(script=strange))
-    assert_one_line(evaluate.Args((run,), episodes=1), ["--script"], capsys)
+    words = ["--script"] if isinstance(name, str) else ["damaged"]
+    assert_one_line(evaluate.Args((run,), episodes=1), words, capsys)
     assert not Path("hacked").exists()
 
 
@@ -453,7 +454,7 @@ def test_weights_that_do_not_fit_are_one_line(capsys):
         .replace("(64, num_actions)", "(32, num_actions)")
         .replace("(64, 1)", "(32, 1)")
     )
-    words = ["weights do not fit", "my_ppo.py", "size mismatch"]
+    words = ["weights do not fit", "my_ppo.py"]
     assert_one_line(evaluate.Args((run,), script=Path("my_ppo.py")), words, capsys)
 
 

@@ -975,12 +975,14 @@ def test_cleaner_plays_as_envpool_does_with_every_reset_in_the_step_of_the_end()
         assert np.array_equal(terminated, np.concatenate([result[2] for result in results]))
         assert np.array_equal(terminated, invalid | late | clean)
         assert not truncated.any()
-        assert_all_is_told(infos["final_obs"], last)
         returns += reward
         lengths += 1
-        assert np.array_equal(infos["_episode"], terminated)
-        assert np.array_equal(infos["episode"]["r"][terminated], returns[terminated])
-        assert np.array_equal(infos["episode"]["l"][terminated], lengths[terminated])
+        assert ("episode" in infos) == terminated.any()
+        if terminated.any():
+            assert_all_is_told(infos["final_obs"], last)
+            assert np.array_equal(infos["_episode"], terminated)
+            assert np.array_equal(infos["episode"]["r"][terminated], returns[terminated])
+            assert np.array_equal(infos["episode"]["l"][terminated], lengths[terminated])
         returns[terminated] = 0
         lengths[terminated] = 0
         observations = [result[0] for result in results]
@@ -1116,7 +1118,7 @@ def test_a_bad_mask_is_one_line(env, words, when, capsys):
     with registered(env, space=MultiDiscrete([2, 3, 4]), when=when):
         assert_turned_down("--env-id Own-v0", ["Own-v0", "mask", *words], capsys)
         assert all(len(book.steps) == when for book in Book.made)
-    assert not Path("runs").exists()  # nothing was logged yet
+    assert not list(Path("runs").rglob("events*"))  # nothing was logged yet
 
 
 def test_a_bad_mask_does_not_matter_without_masking():
@@ -1140,7 +1142,7 @@ SPACES = [
         Dict({"left": Discrete(2), "right": Discrete(3)}),
         ["Dict", "MultiDiscrete", "make_env"],
     ),
-    (Box(0, 255, (84, 84, 3), np.uint8), MANY, ["(84, 84, 3)", "images", "ppo_atari.py"]),
+    (Box(0, 255, (84, 84, 3), np.uint8), MANY, ["images", "ppo_atari.py"]),
     (Text(5), MANY, ["Text", "FilterObservation"]),
     (Dict({"name": Text(5), "velocity": VECTOR}), MANY, ["Text", "FilterObservation"]),
 ]

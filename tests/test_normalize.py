@@ -50,6 +50,8 @@ def normalised(obs, rows):
 class Played(gym.vector.VectorEnv):
     """Environments that give what they were told to give: (obs, reward, terminated, truncated, infos) of each step."""
 
+    single_observation_space = gym.spaces.Box(-np.inf, np.inf, ())
+
     def __init__(self, num_envs, first_obs=None, steps=()):
         self.num_envs = num_envs
         self.first_obs = first_obs

@@ -334,6 +334,7 @@ class PlayedEnvs(gym.vector.VectorEnv):
     """Plays the recorded stream. Every other end is a time limit, which is an end like any other."""
 
     num_envs = 3
+    single_observation_space = gym.spaces.Box(-np.inf, np.inf, (5,))
 
     def __init__(self, recording: dict[str, np.ndarray]):
         self.recording = recording

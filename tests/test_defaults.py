@@ -1,0 +1,113 @@
+"""The defaults and the networks of every script, in one table each, against the official ones."""
+
+import importlib
+from types import SimpleNamespace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from conftest import SCRIPTS
+from torch import nn
+
+import evaluate
+
+# What all have: the defaults of ppo2.learn, and what the official code does without asking (normalised advantages,
+# clipped values, a learning rate that falls to 0 but no clip range, no early stop, no bootstrapping at time limits).
+ALL = {
+    "gamma": 0.99, "gae_lambda": 0.95, "vf_coef": 0.5, "max_grad_norm": 0.5, "norm_adv": True, "clip_vloss": True,
+    "anneal_lr": True, "anneal_clip_coef": False, "target_kl": None, "bootstrap_truncated": False,
+}  # fmt: skip
+# ppo2/defaults.py, atari(); 8 environments and 10 million steps are those of the paper, table 5
+ATARI = ALL | {
+    "num_envs": 8, "num_steps": 128, "num_minibatches": 4, "update_epochs": 4, "learning_rate": 2.5e-4,
+    "clip_coef": 0.1, "ent_coef": 0.01, "total_timesteps": 10_000_000,
+}  # fmt: skip
+# ppo2/defaults.py, mujoco(); one environment and a million steps as in the paper
+MUJOCO = ALL | {
+    "num_envs": 1, "num_steps": 2048, "num_minibatches": 32, "update_epochs": 10, "learning_rate": 3e-4,
+    "clip_coef": 0.2, "ent_coef": 0.0, "total_timesteps": 1_000_000,
+}  # fmt: skip
+# The official code has no entry for classic control; these are those of the blog.
+CLASSIC = ALL | {
+    "num_envs": 4, "num_steps": 128, "num_minibatches": 4, "update_epochs": 4, "learning_rate": 2.5e-4,
+    "clip_coef": 0.2, "ent_coef": 0.01, "total_timesteps": 500_000, "shared_network": False,
+}  # fmt: skip
+DEFAULTS = {
+    "ppo": CLASSIC,
+    "ppo_atari": ATARI,
+    "ppo_atari_envpool": ATARI,
+    "ppo_atari_lstm": ATARI,
+    "ppo_continuous_action": MUJOCO | {"shared_network": False},
+    "ppo_multidiscrete": CLASSIC
+    | {"num_envs": 16, "total_timesteps": 1_000_000, "action_mask": True},  # no entry
+}
+# What is no part of the algorithm
+OTHERS = {
+    "env_id",
+    "capture_video",
+    "seed",
+    "torch_deterministic",
+    "device",
+    "compile",
+    "exp_name",
+    "save_every",
+}
+OTHERS |= {"resume", "track"}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_defaults_are_the_official_ones(script):
+    args = vars(importlib.import_module(script).Args())
+    assert {name: value for name, value in args.items() if name not in OTHERS} == DEFAULTS[script]
+
+
+def test_the_seed_of_an_evaluation_is_none_of_training():
+    """Training's seeds are small numbers, counted from 1 as a rule."""
+    assert evaluate.Args(()).seed == 1_000_000
+
+
+# common/models.py: mlp has two layers of 64 with tanh, and nature_cnn what follows
+CONVOLUTIONS = [
+    "Conv2d 32 of 8 by 4",
+    "ReLU",
+    "Conv2d 64 of 4 by 2",
+    "ReLU",
+    "Conv2d 64 of 3 by 1",
+    "ReLU",
+    "Flatten",
+]
+CONVOLUTIONS += ["Linear 512", "ReLU"]
+BODY = ["Linear 64", "Tanh", "Linear 64", "Tanh"]
+NETWORKS = {
+    "ppo": [*BODY, "Linear 6", *BODY, "Linear 1"],
+    "ppo_atari": [*CONVOLUTIONS, "Linear 6", "Linear 1"],
+    "ppo_atari_envpool": [*CONVOLUTIONS, "Linear 6", "Linear 1"],
+    "ppo_atari_lstm": [*CONVOLUTIONS, "LSTMCell 128", "Linear 6", "Linear 1"],
+    "ppo_continuous_action": [*BODY, "Linear 3", *BODY, "Linear 1"],
+    "ppo_multidiscrete": [*BODY, "Linear 6", *BODY, "Linear 1"],
+}
+
+
+def describe(layer: nn.Module) -> str:
+    name = type(layer).__name__
+    if isinstance(layer, nn.Conv2d):
+        return f"{name} {layer.out_channels} of {layer.kernel_size[0]} by {layer.stride[0]}"
+    if isinstance(layer, nn.Linear):
+        return f"{name} {layer.out_features}"
+    if isinstance(layer, nn.LSTMCell):
+        return f"{name} {layer.hidden_size}"
+    return name
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_network_is_the_official_one(script):
+    spaces = {"ppo_continuous_action": gym.spaces.Box(-1, 1, (3,))}
+    spaces["ppo_multidiscrete"] = gym.spaces.MultiDiscrete([2, 4])
+    envs = SimpleNamespace(
+        single_observation_space=gym.spaces.Box(-1, 1, (5,), np.float32),
+        single_action_space=spaces.get(script, gym.spaces.Discrete(6)),
+    )
+    agent = importlib.import_module(script).Agent(envs)
+    assert [describe(layer) for layer in agent.modules() if not list(layer.children())] == NETWORKS[
+        script
+    ]
