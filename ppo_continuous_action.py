@@ -449,7 +449,7 @@ def main(args: Args) -> Agent:
         lr = args.learning_rate * remaining if args.anneal_lr else args.learning_rate
         clip_coef = args.clip_coef * remaining if args.anneal_clip_coef else args.clip_coef
         optimizer.param_groups[0]["lr"] = lr
-        if args.compile:
+        if args.compile and args.anneal_clip_coef:
             clip_coef = torch.tensor(clip_coef, device=device)  # each number would be compiled anew
 
         # Roll out the policy. next_obs and next_done carry over to the next iteration.
