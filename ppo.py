@@ -9,9 +9,9 @@
 
     python ppo.py --env-id CartPole-v1
 
-CartPole-v1 reaches a mean return of 489 (five seeds; 500 is the maximum) after 500,000 steps, which
-take one to two minutes on one CPU core. The algorithm is that of the official code, OpenAI's
-baselines ppo2.
+CartPole-v1 reaches a mean return of 489 (7 seeds; 500 is the maximum) after 500,000 steps, which
+take about a minute on one CPU core. The algorithm is that of the official code, OpenAI's baselines
+ppo2.
 
 Read from here to the end of `main`: arguments, environments, agent, advantages, loss, and the
 training loop. What comes after `main` (checks, checkpoints, log, progress) is not part of PPO.
@@ -60,7 +60,7 @@ class Args:
     capture_video: bool = False  # record videos of the first environment into the run folder
 
     # Algorithm
-    total_timesteps: int = 500_000  # environment steps in total, over all environments
+    total_timesteps: int = 500_000  # environment steps; more on a resume raise the learning rate
     num_steps: int = 128  # steps of each environment per update
     num_minibatches: int = 4  # minibatches per epoch
     update_epochs: int = 4  # passes over the batch per update

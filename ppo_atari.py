@@ -62,7 +62,7 @@ class Args:
     capture_video: bool = False  # record videos of the first environment into the run folder
 
     # Algorithm
-    total_timesteps: int = 10_000_000  # environment steps in total, over all environments
+    total_timesteps: int = 10_000_000  # environment steps; more on a resume raise the learning rate
     num_steps: int = 128  # steps of each environment per update
     num_minibatches: int = 4  # minibatches per epoch
     update_epochs: int = 4  # passes over the batch per update

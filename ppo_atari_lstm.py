@@ -10,10 +10,10 @@
 
     python ppo_atari_lstm.py --env-id BreakoutNoFrameskip-v4
 
-Breakout reaches a mean return of 20.6 after 500,000 steps (seed 1). The algorithm is that of the
-official code, OpenAI's baselines ppo2, with its network `cnn_lstm`, but for three things. It sees
-one frame, there four; a game is cut after 108,000 frames, there after 400,000; frames are made grey
-before the maximum of two is taken, there after.
+An earlier version of this script reached a mean return of 20.6 in Breakout after 500,000 steps (seed
+1). The algorithm is that of the official code, OpenAI's baselines ppo2, with its network
+`cnn_lstm`, but for three things. It sees one frame, there four; a game is cut after 108,000 frames,
+there after 400,000; frames are made grey before the maximum of two is taken, there after.
 
 Read from here to the end of `main`: arguments, environments, agent, advantages, loss, and the
 training loop. What comes after `main` (checks, checkpoints, log, progress) is not part of PPO.
@@ -63,7 +63,7 @@ class Args:
     capture_video: bool = False  # record videos of the first environment into the run folder
 
     # Algorithm
-    total_timesteps: int = 10_000_000  # environment steps in total, over all environments
+    total_timesteps: int = 10_000_000  # environment steps; more on a resume raise the learning rate
     num_steps: int = 128  # steps of each environment per update
     num_minibatches: int = 4  # minibatches per epoch
     update_epochs: int = 4  # passes over the batch per update

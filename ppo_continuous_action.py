@@ -9,8 +9,8 @@
 
     python ppo_continuous_action.py --env-id HalfCheetah-v5
 
-Hopper-v5 reaches a mean return of 2465 after 1,000,000 steps (seed 1). The algorithm is that of the
-official code, OpenAI's baselines ppo2.
+An earlier version of this script reached a mean return of 2465 in Hopper-v5 after 1,000,000 steps
+(seed 1). The algorithm is that of the official code, OpenAI's baselines ppo2.
 
 Read from here to the end of `main`: arguments, environments, agent, advantages, loss, and the
 training loop. What comes after `main` (checks, checkpoints, log, progress) is not part of PPO.
@@ -60,7 +60,7 @@ class Args:
     capture_video: bool = False  # record videos of the first environment into the run folder
 
     # Algorithm
-    total_timesteps: int = 1_000_000  # environment steps in total, over all environments
+    total_timesteps: int = 1_000_000  # environment steps; more on a resume raise the learning rate
     num_steps: int = 2048  # steps of each environment per update
     num_minibatches: int = 32  # minibatches per epoch
     update_epochs: int = 10  # passes over the batch per update
