@@ -10,9 +10,10 @@
 
     python ppo_atari.py --env-id BreakoutNoFrameskip-v4
 
-The algorithm is that of the official code, OpenAI's baselines ppo2, but for three things. A game is
-cut after 108,000 frames, there after 400,000; a stack starts with four copies of the first frame,
-there with three black ones; frames are made grey before the maximum of two is taken, there after.
+The algorithm is that of the official code, OpenAI's baselines ppo2. The environments differ in three
+things: a game is cut after 108,000 frames (official: 400,000), a stack starts with four copies of
+the first frame (official: three are black), and frames are made grey before the maximum of two is
+taken (official: after it).
 
 Read from here to the end of `main`: arguments, environments, agent, advantages, loss, and the
 training loop. What comes after `main` (checks, checkpoints, log, progress) is not part of PPO.
@@ -252,7 +253,7 @@ class Agent(nn.Module):
         entropy = -(logprobs.exp() * logprobs).sum(dim=-1)
         return action, logprob, entropy, self.critic(hidden).squeeze(-1)
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:  # what `agent(...)` calls
         return self.get_action_and_value(*inputs)
 
 
@@ -280,7 +281,7 @@ def compute_gae(
     """Core 5: generalized advantage estimation (Schulman et al. 2016; ppo2/runner.py#L56-L65).
 
     `rewards`, `values`, `dones` are (num_steps, num_envs); `dones[t]` is 1 where `obs[t]` begins an
-    episode. `next_value`, `next_done` (num_envs,) belong to the observation after the last step.
+    episode (but the first). `next_value`, `next_done` (num_envs,) belong to the observation after the last step.
     Returns the advantages and the targets of the value function, both (num_steps, num_envs).
     """
     next_values = torch.cat([values[1:], next_value[None]])
@@ -314,7 +315,7 @@ def ppo_loss(
     policy_loss = -torch.min(advantages * ratio, advantages * clipped_ratio).mean()
 
     value_losses = (values - mb.returns) ** 2
-    if args.clip_vloss:  # Core 9: the value may move by clip_coef at most, too
+    if args.clip_vloss:  # Core 9: the worse of the errors with and without clipping
         clipped_values = mb.values + (values - mb.values).clamp(-clip_coef, clip_coef)
         value_losses = torch.max(value_losses, (clipped_values - mb.returns) ** 2)
     value_loss = 0.5 * value_losses.mean()
@@ -378,10 +379,12 @@ def main(args: Args) -> Agent:
     optimizer = optim.Adam(agent.parameters(), lr=args.learning_rate, fused=True)
     mode = "reduce-overhead" if device.type == "cuda" else None  # CUDA graphs: a single launch
     gradient_fn = torch.compile(compute_gradient, mode=mode) if args.compile else compute_gradient
+    # Seeds, log, checkpoints: see below. On a resume, it restores what is handed to it.
     run = Run(args, run_dir, agent=agent, optimizer=optimizer)
 
     # One rollout. The images stay on the learner's device, with their channels last in memory, as
-    # convolutions like it.
+    # convolutions like it. Log-probabilities and values are kept as they come: to compute them at
+    # the end, as ppo.py does, would take a second pass through the convolutions.
     obs = torch.zeros((args.num_steps, args.num_envs, 84, 84, 4), dtype=torch.uint8, device=device)
     obs = obs.movedim(-1, 2)  # (num_steps, num_envs, 4, 84, 84)
     actions = torch.zeros((args.num_steps, args.num_envs), dtype=torch.int64, device=device)
@@ -405,7 +408,7 @@ def main(args: Args) -> Agent:
         clip_coef = args.clip_coef * remaining if args.anneal_clip_coef else args.clip_coef
         optimizer.param_groups[0]["lr"] = lr
         if args.compile and args.anneal_clip_coef:
-            clip_coef = torch.tensor(clip_coef, device=device)  # each number would be compiled anew
+            clip_coef = torch.tensor(clip_coef, device=device)  # a float would be compiled anew
 
         # Roll out the policy. next_obs and next_done carry over to the next iteration.
         with torch.no_grad():

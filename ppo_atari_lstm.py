@@ -12,8 +12,9 @@
 
 An earlier version of this script reached a mean return of 20.6 in Breakout after 500,000 steps (seed
 1). The algorithm is that of the official code, OpenAI's baselines ppo2, with its network
-`cnn_lstm`, but for three things. It sees one frame, there four; a game is cut after 108,000 frames,
-there after 400,000; frames are made grey before the maximum of two is taken, there after.
+`cnn_lstm`. The environments differ in three things: there is one frame (official: four), a game is
+cut after 108,000 frames (official: 400,000), and frames are made grey before the maximum of two is
+taken (official: after it).
 
 Read from here to the end of `main`: arguments, environments, agent, advantages, loss, and the
 training loop. What comes after `main` (checks, checkpoints, log, progress) is not part of PPO.
@@ -163,7 +164,7 @@ def make_env(env_id: str, idx: int, capture_video: bool, run_dir: Path) -> gym.E
     if env.action_space.n >= 3 and env.unwrapped.get_action_meanings()[1] == "FIRE":
         env = FireResetEnv(env)
     env = gym.wrappers.TransformReward(env, np.sign)  # Atari 6: rewards clipped to their sign
-    # Atari 7, undone: one frame; the LSTM has to remember motion
+    # In place of Atari 7 a single frame: the LSTM has to remember motion
     return gym.wrappers.FrameStackObservation(env, 1)
 
 
@@ -283,7 +284,7 @@ class Agent(nn.Module):
         entropy = -(logprobs.exp() * logprobs).sum(dim=-1)
         return action, logprob, entropy, self.critic(hidden).squeeze(-1), lstm_state
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:  # what `agent(...)` calls
         return self.get_action_and_value(*inputs)
 
 
@@ -313,7 +314,7 @@ def compute_gae(
     """Core 5: generalized advantage estimation (Schulman et al. 2016; ppo2/runner.py#L56-L65).
 
     `rewards`, `values`, `dones` are (num_steps, num_envs); `dones[t]` is 1 where `obs[t]` begins an
-    episode. `next_value`, `next_done` (num_envs,) belong to the observation after the last step.
+    episode (but the first). `next_value`, `next_done` (num_envs,) belong to the observation after the last step.
     Returns the advantages and the targets of the value function, both (num_steps, num_envs).
     """
     next_values = torch.cat([values[1:], next_value[None]])
@@ -347,7 +348,7 @@ def ppo_loss(
     policy_loss = -torch.min(advantages * ratio, advantages * clipped_ratio).mean()
 
     value_losses = (values - mb.returns) ** 2
-    if args.clip_vloss:  # Core 9: the value may move by clip_coef at most, too
+    if args.clip_vloss:  # Core 9: the worse of the errors with and without clipping
         clipped_values = mb.values + (values - mb.values).clamp(-clip_coef, clip_coef)
         value_losses = torch.max(value_losses, (clipped_values - mb.returns) ** 2)
     value_loss = 0.5 * value_losses.mean()
@@ -392,6 +393,7 @@ def main(args: Args) -> Agent:
     optimizer = optim.Adam(agent.parameters(), lr=args.learning_rate, fused=True)
     if args.compile:  # the convolutions alone: the LSTM, unrolled, would take minutes to compile
         agent.network.forward = torch.compile(agent.network.forward)
+    # Seeds, log, checkpoints: see below. On a resume, it restores what is handed to it.
     run = Run(args, run_dir, agent=agent, optimizer=optimizer)
 
     # One rollout. The images stay on the learner's device, with their channels last in memory, as
@@ -421,7 +423,7 @@ def main(args: Args) -> Agent:
         optimizer.param_groups[0]["lr"] = lr
 
         # Roll out the policy. next_obs and next_done carry over to the next iteration.
-        # LSTM 5: training rebuilds the states from this one, with its newer weights
+        # LSTM 5: every epoch runs the LSTM again from this state, with the weights of the moment
         initial_lstm_state = lstm_state
         with torch.no_grad():
             for step in range(args.num_steps):

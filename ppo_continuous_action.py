@@ -261,7 +261,7 @@ class Agent(nn.Module):
                 nn.Tanh(),
             ]
 
-        # Continuous 4: policy and value share no weights
+        # Continuous 4: policy and value share no weights, by default
         actor_body = body()
         # Core 13: separate networks, or one body for both
         critic_body = actor_body if shared_network else body()
@@ -298,7 +298,7 @@ class Agent(nn.Module):
         entropy = probs.entropy().sum(dim=-1)
         return action, logprob, entropy, self.get_value(x)
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:  # what `agent(...)` calls
         return self.get_action_and_value(*inputs)
 
 
@@ -326,7 +326,7 @@ def compute_gae(
     """Core 5: generalized advantage estimation (Schulman et al. 2016; ppo2/runner.py#L56-L65).
 
     `rewards`, `values`, `dones` are (num_steps, num_envs); `dones[t]` is 1 where `obs[t]` begins an
-    episode. `next_value`, `next_done` (num_envs,) belong to the observation after the last step.
+    episode (but the first). `next_value`, `next_done` (num_envs,) belong to the observation after the last step.
     Returns the advantages and the targets of the value function, both (num_steps, num_envs).
     """
     next_values = torch.cat([values[1:], next_value[None]])
@@ -360,7 +360,7 @@ def ppo_loss(
     policy_loss = -torch.min(advantages * ratio, advantages * clipped_ratio).mean()
 
     value_losses = (values - mb.returns) ** 2
-    if args.clip_vloss:  # Core 9: the value may move by clip_coef at most, too
+    if args.clip_vloss:  # Core 9: the worse of the errors with and without clipping
         clipped_values = mb.values + (values - mb.values).clamp(-clip_coef, clip_coef)
         value_losses = torch.max(value_losses, (clipped_values - mb.returns) ** 2)
     value_loss = 0.5 * value_losses.mean()
@@ -423,6 +423,7 @@ def main(args: Args) -> Agent:
     agent = Agent(envs, args.shared_network).to(device)
     optimizer = optim.Adam(agent.parameters(), lr=args.learning_rate, fused=True)
     gradient_fn = torch.compile(compute_gradient) if args.compile else compute_gradient
+    # Seeds, log, checkpoints: see below. On a resume, it restores what is handed to it.
     run = Run(args, run_dir, agent=agent, optimizer=optimizer, normalizer=envs)
 
     # One rollout. NumPy arrays are filled faster than tensors, and become tensors once per update.
@@ -450,7 +451,7 @@ def main(args: Args) -> Agent:
         clip_coef = args.clip_coef * remaining if args.anneal_clip_coef else args.clip_coef
         optimizer.param_groups[0]["lr"] = lr
         if args.compile and args.anneal_clip_coef:
-            clip_coef = torch.tensor(clip_coef, device=device)  # each number would be compiled anew
+            clip_coef = torch.tensor(clip_coef, device=device)  # a float would be compiled anew
 
         # Roll out the policy. next_obs and next_done carry over to the next iteration.
         with torch.no_grad():
