@@ -326,13 +326,13 @@ def compute_gae(
     """Core 5: generalized advantage estimation (Schulman et al. 2016; ppo2/runner.py#L56-L65).
 
     `rewards`, `values`, `dones` are (num_steps, num_envs); `dones[t]` is 1 where `obs[t]` begins an
-    episode (but the first). `next_value`, `next_done` (num_envs,) belong to the observation after the last step.
+    episode (but the first). `next_value`, `next_done` (num_envs,) belong to the observation after
+    the last step.
     Returns the advantages and the targets of the value function, both (num_steps, num_envs).
     """
     next_values = torch.cat([values[1:], next_value[None]])
-    continues = 1.0 - torch.cat(
-        [dones[1:], next_done[None]]
-    )  # 0 where the episode ended with step t
+    # 0 where the episode ended with step t
+    continues = 1.0 - torch.cat([dones[1:], next_done[None]])
     deltas = rewards + gamma * continues * next_values - values
 
     advantages = torch.zeros_like(rewards)
@@ -507,11 +507,8 @@ def main(args: Args) -> Agent:
                 stats.append(mb_stats)
             if args.target_kl is not None:
                 # Aux 3: stop when this epoch has moved the policy too far
-                epoch = stats[-args.num_minibatches :]
-                if (
-                    torch.stack([mb_stats["approx_kl"] for mb_stats in epoch]).mean()
-                    > args.target_kl
-                ):
+                kls = [mb_stats["approx_kl"] for mb_stats in stats[-args.num_minibatches :]]
+                if torch.stack(kls).mean() > args.target_kl:
                     break
 
         run.end_update(iteration, lr, stats, batch)
@@ -788,12 +785,20 @@ class Run:
             name = self.dir.name
             config = asdict(self.args)
             wandb.init(id=name, name=name, resume="allow", config=config, sync_tensorboard=True)
+        self.put_log_in_order()
         # purge_step: a resumed run logs again what came after its last checkpoint.
         writer = SummaryWriter(self.dir, purge_step=self.first_step + 1)
         settings = asdict(self.args) | {"threads": torch.get_num_threads()}
         lines = [f"    {name}: {value}" for name, value in settings.items()]
         writer.add_text("hyperparameters", "\n".join(lines))
         return writer
+
+    def put_log_in_order(self) -> None:
+        """Rename log files from the future: TensorBoard reads them in the order of their names."""
+        files = sorted(self.dir.glob("events.out.tfevents.*"))
+        if files and files[-1].name >= f"events.out.tfevents.{int(time.time())}":
+            for number, file in enumerate(files):  # the clock was set back
+                file.rename(self.dir / f"events.out.tfevents.{number:010}.earlier")
 
     def env_seeds(self) -> list[int]:
         """Return a seed for every environment: none of another run's, and new ones on a resume."""
@@ -821,9 +826,8 @@ class Run:
         for name, mean in zip(stats[0], means, strict=True):
             if not np.isfinite(mean):  # a broken agent is never saved
                 self.close()
-                fail(
-                    f"{name} became {mean} in update {self.iteration}: {self.cause(batch)}", code=1
-                )
+                what = f"{name} became {mean} in update {self.iteration}"
+                fail(f"{what}: {self.cause(batch)}", code=1)
             self.log(f"losses/{name}", mean)
         explained_variance = 1 - (batch.returns - batch.values).var() / batch.returns.var()
         self.log("losses/explained_variance", explained_variance.item())
@@ -880,9 +884,8 @@ class Run:
         states = checkpoint | {"optimizer": checkpoint["optimizer"]["state"]}
         if not all(fits(state, state) for state in states.values()):  # as `restore` will ask
             self.close()
-            fail(
-                f"a weight is not finite after update {self.iteration}: {self.cause(batch)}", code=1
-            )
+            what = f"a weight is not finite after update {self.iteration}"
+            fail(f"{what}: {self.cause(batch)}", code=1)
         checkpoint["script"] = self.script.stem
         checkpoint["version"] = self.version
         checkpoint["args"] = asdict(self.args) | {"resume": None}
@@ -924,6 +927,8 @@ class Run:
             unfit = [name for name in own if not fits(saved[name], own[name])]
             if unfit:
                 raise ValueError(f"{', '.join(unfit)}: other names, shapes or types, or not finite")
+            if min(state["step"] for state in saved["optimizer"].values()) < 1:
+                raise ValueError("optimizer: a number of steps below 1")
             # The optimiser's settings are the script's, not the file's.
             settings = optimizer.state_dict()["param_groups"]
             saved["optimizer"] = {"state": saved["optimizer"], "param_groups": settings}
@@ -962,9 +967,8 @@ class Run:
     def say_how_to_go_on(self) -> None:
         """After Ctrl-C or a crash, print the command that continues from the last checkpoint."""
         if self.global_step < self.total and (self.dir / "checkpoint.pt").exists():
-            called = (
-                Path(sys.argv[0]).name == self.script.name
-            )  # and not imported by another program
+            # As it was called, unless another program imported it
+            called = Path(sys.argv[0]).name == self.script.name
             script = sys.argv[0] if called else str(self.script)
             command = [sys.orig_argv[0], script, "--resume", str(self.dir)]
             say(f"to go on: {shlex.join(command)}", sys.stderr)

@@ -219,7 +219,8 @@ def test_the_environments_of_a_resumed_run_get_other_seeds(script, monkeypatch):
     assert len({*first, *resumed}) == len(first) + len(resumed)
 
 
-def test_curves_go_on_without_doubled_points(monkeypatch):
+@pytest.mark.parametrize("clock", ["goes on", "was set back"])
+def test_curves_go_on_without_doubled_points(clock, monkeypatch):
     """A crash in update 6, after the checkpoint of update 4, leaves points of update 5 that the resumed run repeats."""
     import ppo
 
@@ -227,6 +228,9 @@ def test_curves_go_on_without_doubled_points(monkeypatch):
         fail_at_update(ppo, patch, 6, RuntimeError("crash"))
         with pytest.raises(RuntimeError, match="crash"):
             train("ppo", total_timesteps=8 * 32, save_every=4)
+    if clock == "was set back":
+        (log,) = run_folder().glob("events.*")
+        log.rename(log.with_name(log.name.replace("tfevents.1", "tfevents.2")))  # years from now
     command_line("ppo", monkeypatch, "--resume", run_folder())
     log = EventAccumulator(str(run_folder())).Reload()
     rates = log.Scalars("charts/learning_rate")
