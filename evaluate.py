@@ -20,6 +20,7 @@ import importlib.util
 import inspect
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -80,7 +81,7 @@ def load_script(path: Path | None, run_dir: Path) -> ModuleType:
     # A name in a stranger's file must not run whatever lies here: only what reads like a script.
     text = path.read_text(encoding="utf-8", errors="replace")
     for needed in ("class Args", "class Agent", "def make_envs"):
-        if needed not in text:
+        if not re.search(rf"^{needed}\b", text, re.MULTILINE):
             fail(f"{path} is not a training script: it has no {needed}")
     loaded = sys.modules.get(path.stem)
     if loaded is not None and str(path.resolve()) == getattr(loaded, "__file__", None):

@@ -546,6 +546,10 @@ def one_line_errors(env_id: str) -> Iterator[None]:
         fail(f"{env_id}: {error} (Atari: ppo_atari.py; from a package: --env-id package:Name-v0)")
     except gym.error.Error as error:
         fail(f"{env_id}: {error}")
+    except SystemExit as error:
+        if not error.code:  # not one of ours
+            fail(f"{env_id}: its code ended the program, with sys.exit()")
+        raise
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         fail(f"{env_id}: {type(error).__name__}: {error} ({place.filename}, line {place.lineno})")
@@ -604,8 +608,9 @@ def find_run(path: Path) -> Path:
         return folder
     for rest in ("__*", "*"):  # seed 1 is not seed 10
         names = glob.glob(f"{glob.escape(str(path))}{rest}/checkpoint.pt")
-        if names:
-            return Path(max(names, key=os.path.getmtime)).parent
+        files = [name for name in names if os.path.isfile(name)]
+        if files:
+            return Path(max(files, key=os.path.getmtime)).parent
     fail(f"no run {path} with a checkpoint: give the folder of a run, runs/...")
 
 
@@ -623,10 +628,10 @@ def load_checkpoint(run_dir: Path) -> dict:
         global_step = checkpoint["global_step"]
         counted = type(iteration) is type(global_step) is int and iteration > 0 < batch_size
         counted = counted and global_step == iteration * batch_size
-        known = isinstance(checkpoint["script"], str)
+        known = isinstance(checkpoint["script"], str) and type(version) is int
     except Exception:  # a missing, damaged or foreign file can raise anything
         fail(f"{path} is missing, damaged or no checkpoint: give the folder of a run, runs/...")
-    if version != Run.version or not known:
+    if not known or version != Run.version:
         fail(f"{path} has the format {version}, not {Run.version}: use the script that wrote it")
     defaults = {field.name: field.default for field in fields(Args)}
     for name in [*args, *defaults]:

@@ -42,7 +42,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, NoReturn, TextIO
@@ -445,20 +445,28 @@ def join_processes(device: torch.device) -> tuple[int, int]:
         if local_rank >= gpus:
             fail(f"more processes than GPUs: use --nproc_per_node={gpus}, or --device cpu")
         torch.cuda.set_device(local_rank)
-    # They meet at a new store, because torchrun's own, which outlives them, has the addresses of
-    # those that have died.
     rank = int(os.environ["RANK"])
     world_size = int(os.environ["WORLD_SIZE"])
-    port = int(os.environ["MASTER_PORT"]) + 1
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], port, world_size, is_master=rank == 0)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+    dist.init_process_group(backend, store=new_store(), rank=rank, world_size=world_size)
     return rank, world_size
+
+
+@cache
+def new_store() -> dist.Store:
+    """Return where the processes learn each other's addresses; the first one holds it.
+
+    After a restart, torchrun's own store would still give the addresses of those that have died.
+    """
+    address = os.environ["MASTER_ADDR"]
+    port = int(os.environ["MASTER_PORT"]) + 1
+    return dist.TCPStore(address, port, is_master=os.environ["RANK"] == "0")
 
 
 def lasting_store() -> dist.Store:
     """Return torchrun's own store, which outlives the processes that it starts."""
+    address = os.environ["MASTER_ADDR"]
     port = int(os.environ["MASTER_PORT"])
-    return dist.TCPStore(os.environ["MASTER_ADDR"], port, is_master=False)
+    return dist.TCPStore(address, port, is_master=False)
 
 
 def continue_after_restart(args: Args) -> Args:
@@ -482,7 +490,7 @@ def remember_run(run_dir: Path) -> None:
 def average_over_processes(agent: Agent, stats: dict[str, Tensor]) -> None:
     """Aux 2: put in place of gradients and statistics their means over all processes.
 
-    One message for all of them, as in the official code (common/mpi_adam_optimizer.py#L36-L48).
+    One message for all of them, as in the official code (common/mpi_adam_optimizer.py).
     """
     parts = [parameter.grad for parameter in agent.parameters()]
     parts.extend(stats.values())
@@ -737,6 +745,10 @@ def one_line_errors(env_id: str) -> Iterator[None]:
         fail(f"{env_id}: {error} (Atari: ppo_atari.py; from a package: --env-id package:Name-v0)")
     except gym.error.Error as error:
         fail(f"{env_id}: {error}")
+    except SystemExit as error:
+        if not error.code:  # not one of ours
+            fail(f"{env_id}: its code ended the program, with sys.exit()")
+        raise
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         fail(f"{env_id}: {type(error).__name__}: {error} ({place.filename}, line {place.lineno})")
@@ -795,8 +807,9 @@ def find_run(path: Path) -> Path:
         return folder
     for rest in ("__*", "*"):  # seed 1 is not seed 10
         names = glob.glob(f"{glob.escape(str(path))}{rest}/checkpoint.pt")
-        if names:
-            return Path(max(names, key=os.path.getmtime)).parent
+        files = [name for name in names if os.path.isfile(name)]
+        if files:
+            return Path(max(files, key=os.path.getmtime)).parent
     fail(f"no run {path} with a checkpoint: give the folder of a run, runs/...")
 
 
@@ -814,10 +827,10 @@ def load_checkpoint(run_dir: Path) -> dict:
         global_step = checkpoint["global_step"]
         counted = type(iteration) is type(global_step) is int and iteration > 0 < batch_size
         counted = counted and global_step == iteration * batch_size
-        known = isinstance(checkpoint["script"], str)
+        known = isinstance(checkpoint["script"], str) and type(version) is int
     except Exception:  # a missing, damaged or foreign file can raise anything
         fail(f"{path} is missing, damaged or no checkpoint: give the folder of a run, runs/...")
-    if version != Run.version or not known:
+    if not known or version != Run.version:
         fail(f"{path} has the format {version}, not {Run.version}: use the script that wrote it")
     defaults = {field.name: field.default for field in fields(Args)}
     for name in [*args, *defaults]:

@@ -11,6 +11,9 @@ SCRIPTS = [
     "ppo_atari_lstm",
     "ppo_multidiscrete",
 ]
+# One process of ppo_atari_multigpu.py does what ppo_atari_envpool.py does, to the bit (test_multigpu.py), so that most
+# tests need not run on it.
+ALL_SCRIPTS = [*SCRIPTS, "ppo_atari_multigpu"]
 # Those whose agents see rows one by one and nothing else; the recurrent and the masked one have tests of their own.
 PLAIN = SCRIPTS[:4]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import gymnasium as gym
 import pytest
-from conftest import SCRIPTS
+from conftest import ALL_SCRIPTS as SCRIPTS
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmark"))
 import details
@@ -59,8 +59,10 @@ def test_what_follows_the_algorithm_is_the_same_to_the_letter(script):
 VECTORS = {"ppo", "ppo_continuous_action", "ppo_multidiscrete"}
 CONTINUOUS = {"ppo_continuous_action"}
 SEVERAL = {"ppo_multidiscrete"}
-FRAMES = {"ppo_atari", "ppo_atari_envpool"}  # four of them at a time
-ENVPOOL = {"ppo_atari_envpool"}
+SINGLE = {"ppo_atari_envpool"}
+MULTIGPU = {"ppo_atari_multigpu"}
+ENVPOOL = SINGLE | MULTIGPU
+FRAMES = {"ppo_atari"} | ENVPOOL  # four of them at a time
 LSTM = {"ppo_atari_lstm"}
 KINDS = [{"ppo"}, CONTINUOUS, SEVERAL, FRAMES, LSTM]
 
@@ -74,7 +76,9 @@ DIFFERENCES = {
         {"ppo_atari"} | LSTM,
         ENVPOOL,
     ],  # each names its kind
-    "Args.device": [VECTORS, FRAMES | LSTM],  # a GPU is slower for small networks
+    "Args.num_envs": [VECTORS | {"ppo_atari"} | LSTM | SINGLE, MULTIGPU],  # of all processes
+    # A GPU is slower for small networks; several processes cannot use Apple's.
+    "Args.device": [VECTORS, {"ppo_atari"} | LSTM | SINGLE, MULTIGPU],
     "make_env": [
         {"ppo"},
         CONTINUOUS,
@@ -96,7 +100,8 @@ DIFFERENCES = {
     "Agent.get_action_and_value": KINDS,
     "Batch": KINDS,  # other shapes; the LSTM's state, the action masks
     "ppo_loss": [{"ppo"} | CONTINUOUS | FRAMES, SEVERAL, LSTM],  # one line: what the agent is given
-    "main": [{"ppo"}, CONTINUOUS, SEVERAL, {"ppo_atari"}, ENVPOOL, LSTM],
+    "compute_gradient": [{"ppo", "ppo_atari"} | CONTINUOUS | SEVERAL | SINGLE, MULTIGPU],  # Aux 2
+    "main": [{"ppo"}, CONTINUOUS, SEVERAL, {"ppo_atari"}, SINGLE, MULTIGPU, LSTM],
 }
 
 WHAT_TO_DO = (
@@ -325,6 +330,7 @@ LABELS = {
     "ppo": numbered("Core", 13),
     "ppo_atari": numbered("Core", 12) | numbered("Atari", 9),
     "ppo_atari_envpool": numbered("Core", 12) | numbered("Atari", 9),
+    "ppo_atari_multigpu": numbered("Core", 12) | numbered("Atari", 9) | {"Aux 2"},
     "ppo_continuous_action": numbered("Core", 13) | numbered("Continuous", 9),
     "ppo_atari_lstm": numbered("Core", 12)
     | (numbered("Atari", 9) - {"Atari 7"})
@@ -371,14 +377,20 @@ def test_page_of_details_is_up_to_date():
 # What the pages and docstrings quote
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-PROGRAMS = [ROOT / f"{script}.py" for script in SOURCES] + sorted((ROOT / "benchmark").glob("*.py"))
+PROGRAMS = [
+    program
+    for program in [ROOT / f"{script}.py" for script in SOURCES]
+    + sorted(ROOT.glob("benchmark/*.py"))
+    if "__main__" in program.read_text(encoding="utf-8")
+]
 
 
 def commands(text: str) -> list[tuple[str, list[str]]]:
     """Return the programs that a text calls with Python, uv or Bash, each with the flags that it gives them."""
     found = []
     for program, rest in re.findall(
-        r"(?:python3?|uv run|bash) ((?:\w+/)*\w+\.(?:py|sh))\b([^`|&\n]*)", text
+        r"(?:python3?|uv run|bash|torchrun(?: --?[a-z_-]+(?:[= ]\d+)?)*) ((?:\w+/)*\w+\.(?:py|sh))\b([^`|&\n]*)",
+        text,
     ):
         found.append((program, re.findall(r"--([a-z][a-z-]*)", rest)))
     return found

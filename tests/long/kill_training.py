@@ -1,11 +1,13 @@
 """Kill a real training run again and again, at random moments and while it writes its checkpoint, and resume it.
 
     python tests/long/kill_training.py --kills 200
+    python tests/long/kill_training.py --script ppo_atari_envpool --kills 40
 
 After every `kill -9` the checkpoint has to load, and at most `save_every` updates may be lost. Prints a line per ten
 kills and a summary; exits with an error at the first checkpoint that fails.
 """
 
+import importlib
 import io
 import json
 import multiprocessing
@@ -17,26 +19,26 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 
 import torch
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import ppo
-
 
 @dataclass
 class Args:
+    script: str = "ppo"  # whose training to kill, without .py
     kills: int = 200  # how often to kill the run
     save_every: int = 3  # updates between two checkpoints
     seed: int = 1  # seed of the moments
 
 
-def train(args: ppo.Args, done, saving) -> None:
+def train(script: ModuleType, args, done, saving) -> None:
     """Train, and tell the killer which update is done and when a checkpoint is being written."""
     sys.stdout = sys.stderr = io.StringIO()
-    end_update = ppo.Run.end_update
+    end_update = script.Run.end_update
 
     def count(self, iteration, *more):
         done.value = iteration + 1
@@ -44,14 +46,14 @@ def train(args: ppo.Args, done, saving) -> None:
         end_update(self, iteration, *more)
         saving.value = False
 
-    ppo.Run.end_update = count
-    ppo.main(args)
+    script.Run.end_update = count
+    script.main(args)
 
 
-def kill_once(context, args: ppo.Args, saved: int, rng: random.Random) -> tuple[int, bool]:
+def kill_once(context, script, args, saved: int, rng: random.Random) -> tuple[int, bool]:
     """Start the run, or resume it at update `saved`, and kill it; return the updates done and whether it was saving."""
     done, saving = context.Value("i", 0, lock=False), context.Value("b", False, lock=False)
-    process = context.Process(target=train, args=(args, done, saving))
+    process = context.Process(target=train, args=(script, args, done, saving))
     process.start()
     started = time.perf_counter()
     updates = rng.randint(1, 3 * args.save_every)
@@ -80,15 +82,16 @@ def main(args: Args, folder: Path) -> dict[str, int]:
     )  # imports for seconds: once here, and not again in every child
     context = multiprocessing.get_context("fork")
     rng = random.Random(args.seed)
-    training = ppo.Args(num_envs=2, num_steps=16, total_timesteps=10**8, save_every=args.save_every)
+    script = importlib.import_module(args.script)
+    sizes = {"num_envs": 2, "num_steps": 16, "num_minibatches": 2, "total_timesteps": 10**8}
+    training = script.Args(**sizes, save_every=args.save_every)
     result = {"kills": 0, "while_saving": 0, "most_updates_lost": 0, "updates": 0}
     for kill in range(1, args.kills + 1):
-        done, while_saving = kill_once(context, training, result["updates"], rng)
+        done, while_saving = kill_once(context, script, training, result["updates"], rng)
         saved = 0
         for checkpoint in Path("runs").glob("*/checkpoint.pt"):  # there is one at most
-            saved = ppo.load_checkpoint(checkpoint.parent)[
-                "iteration"
-            ]  # exits with an error if it is damaged
+            # This exits with an error if it is damaged.
+            saved = script.load_checkpoint(checkpoint.parent)["iteration"]
             training = replace(training, resume=checkpoint.parent)
         lost = done - saved
         if lost > args.save_every:
