@@ -462,6 +462,7 @@ def new_store() -> dist.Store:
     return dist.TCPStore(address, port, is_master=os.environ["RANK"] == "0")
 
 
+@cache
 def lasting_store() -> dist.Store:
     """Return torchrun's own store, which outlives the processes that it starts."""
     address = os.environ["MASTER_ADDR"]
@@ -471,19 +472,18 @@ def lasting_store() -> dist.Store:
 
 def continue_after_restart(args: Args) -> Args:
     """Where torchrun starts the processes again after one has died, go on from its checkpoint."""
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) == 0:
-        return args
-    store = lasting_store()
-    if not store.check(["run_dir"]):
-        return args
-    run_dir = Path(store.get("run_dir").decode())
-    return replace(args, resume=run_dir) if (run_dir / "checkpoint.pt").exists() else args
+    name = str(replace(args, resume=None))
+    if dist.is_torchelastic_launched() and lasting_store().check([name]):
+        run_dir = Path(lasting_store().get(name).decode())
+        if (run_dir / "checkpoint.pt").exists():
+            return replace(args, resume=run_dir)
+    return args
 
 
-def remember_run(run_dir: Path) -> None:
-    """Tell the processes that torchrun may start after these where to go on."""
+def remember_run(args: Args, run_dir: Path) -> None:
+    """Leave word where the run is, for the processes that may be started after these."""
     if dist.is_torchelastic_launched():
-        lasting_store().set("run_dir", str(run_dir))
+        lasting_store().set(str(replace(args, resume=None)), str(run_dir))
 
 
 @torch.compiler.disable
@@ -518,10 +518,10 @@ def main(args: Args) -> Agent:
     check_args(args)
     best_device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(best_device if args.device == "auto" else args.device)
-    # Aux 2: `job` is what all processes do, `args` this one's share of it
     rank, world_size = join_processes(device)
     if args.num_envs % world_size != 0:
         fail(f"--num-envs {args.num_envs} must be a multiple of the {world_size} processes")
+    # From here on, `job` is what all processes do together, and `args` this one's share of it.
     job = continue_after_restart(args)
     args = replace(job, num_envs=job.num_envs // world_size)
     args.capture_video = job.capture_video and rank == 0
@@ -544,7 +544,7 @@ def main(args: Args) -> Agent:
     if rank == 0:
         # Seeds, log, checkpoints: see below. On a resume, it restores what is handed to it.
         run = Run(job, run_dir, agent=agent, optimizer=optimizer)
-        remember_run(run.dir)
+        remember_run(job, run.dir)
         states = {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
         torch.save(states | {"iteration": run.iteration, "seeds": run.env_seeds()}, start)
     message = [start.getvalue()]
