@@ -435,31 +435,27 @@ def join_processes(device: torch.device) -> tuple[int, int]:
 
     Without torchrun this is the only one. `device` is the kind that all of them use.
     """
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    if not dist.is_torchelastic_launched():
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-        return 0, 1
+    if dist.is_initialized():  # `main` was called before
+        return dist.get_rank(), dist.get_world_size()
+    rank = int(os.environ.get("RANK", 0))
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
     if device.type == "cuda":
         gpus = torch.cuda.device_count()
-        local_rank = int(os.environ["LOCAL_RANK"])  # among the processes of this machine
+        local_rank = int(os.environ.get("LOCAL_RANK", 0))  # among the processes of this machine
         if local_rank >= gpus:
             fail(f"more processes than GPUs: use --nproc_per_node={gpus}, or --device cpu")
         torch.cuda.set_device(local_rank)
-    rank = int(os.environ["RANK"])
-    world_size = int(os.environ["WORLD_SIZE"])
-    dist.init_process_group(backend, store=new_store(), rank=rank, world_size=world_size)
+    if dist.is_torchelastic_launched():
+        # Not in torchrun's own store: after a restart, that gives the addresses of the dead.
+        address = os.environ["MASTER_ADDR"]
+        port = int(os.environ["MASTER_PORT"]) + 1
+        store = dist.TCPStore(address, port, is_master=rank == 0)
+    else:
+        store = dist.HashStore()
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+    atexit.register(dist.destroy_process_group)
     return rank, world_size
-
-
-@cache
-def new_store() -> dist.Store:
-    """Return where the processes learn each other's addresses; the first one holds it.
-
-    After a restart, torchrun's own store would still give the addresses of those that have died.
-    """
-    address = os.environ["MASTER_ADDR"]
-    port = int(os.environ["MASTER_PORT"]) + 1
-    return dist.TCPStore(address, port, is_master=os.environ["RANK"] == "0")
 
 
 @cache
@@ -671,7 +667,6 @@ def main(args: Args) -> Agent:
     if rank == 0:
         run.close()
     envs.close()
-    dist.destroy_process_group()
     return agent
 
 
