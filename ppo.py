@@ -10,8 +10,12 @@
     python ppo.py --env-id CartPole-v1
 
 CartPole-v1 reaches a mean return of 490 (ten seeds; 500 is the maximum) after 500,000 steps, which
-take about a minute on one CPU core. The algorithm is that of the official code, OpenAI's baselines
-ppo2.
+take about a minute on one CPU core.
+
+The algorithm is that of the official code, OpenAI's baselines ppo2. It has no settings for classic
+control; these are the blog post's. Two details differ: `approx_kl` is the mean of ratio - 1 - log
+ratio (official: half the mean square of log ratio), and --target-kl stops at its value (Spinning
+Up, where it comes from: at 1.5 times its value).
 
 Read from here to the end of `main`: arguments, environments, agent, advantages, loss, and the
 training loop. What comes after `main` (checks, checkpoints, log, progress) is not part of PPO.

@@ -10,10 +10,13 @@
 
     python ppo_atari_envpool.py --env-id Breakout-v5
 
-The algorithm is that of the official code, OpenAI's baselines ppo2. The environments differ in three
+The algorithm is that of the official code, OpenAI's baselines ppo2. The environments differ in four
 things: a game is cut after 108,000 frames (official: 400,000), a stack starts with four copies of
-the first frame (official: three are black), and frames are made grey before the maximum of two is
-taken (official: after it).
+the first frame (official: three are black), frames are made grey before the maximum of two is taken
+(official: after it), and a life lost in the step of the cut is an end, which --bootstrap-truncated
+leaves alone. Two details differ: `approx_kl` is the mean of ratio - 1 - log ratio (official: half
+the mean square of log ratio), and --target-kl stops at its value (Spinning Up, where it comes from:
+at 1.5 times its value).
 
 Read from here to the end of `main`: arguments, environments, agent, advantages, loss, and the
 training loop. What comes after `main` (checks, checkpoints, log, progress) is not part of PPO.

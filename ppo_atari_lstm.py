@@ -10,11 +10,16 @@
 
     python ppo_atari_lstm.py --env-id BreakoutNoFrameskip-v4
 
-An earlier version of this script reached a mean return of 20.6 in Breakout after 500,000 steps (seed
-1). The algorithm is that of the official code, OpenAI's baselines ppo2, with its network
-`cnn_lstm`. The environments differ in three things: there is one frame (official: four), a game is
-cut after 108,000 frames (official: 400,000), and frames are made grey before the maximum of two is
-taken (official: after it).
+An earlier version of this script reached a mean return of 20.6 in Breakout after 500,000 steps
+(seed 1).
+
+The algorithm is that of the official code, OpenAI's baselines ppo2, with its network `cnn_lstm`.
+The environments differ in four things: a game is cut after 108,000 frames (official: 400,000),
+there is one frame (official: four), frames are made grey before the maximum of two is taken
+(official: after it), and a life lost in the step of the cut is an end, which --bootstrap-truncated
+leaves alone. Two details differ: `approx_kl` is the mean of ratio - 1 - log ratio (official: half
+the mean square of log ratio), and --target-kl stops at its value (Spinning Up, where it comes from:
+at 1.5 times its value).
 
 Read from here to the end of `main`: arguments, environments, agent, advantages, loss, and the
 training loop. What comes after `main` (checks, checkpoints, log, progress) is not part of PPO.

@@ -10,7 +10,12 @@
     python ppo_continuous_action.py --env-id HalfCheetah-v5
 
 An earlier version of this script reached a mean return of 2465 in Hopper-v5 after 1,000,000 steps
-(seed 1). The algorithm is that of the official code, OpenAI's baselines ppo2.
+(seed 1).
+
+The algorithm is that of the official code, OpenAI's baselines ppo2. Three details differ: rewards
+are normalised with the discount --gamma (official: always 0.99), `approx_kl` is the mean of ratio -
+1 - log ratio (official: half the mean square of log ratio), and --target-kl stops at its value
+(Spinning Up, where it comes from: at 1.5 times its value).
 
 Read from here to the end of `main`: arguments, environments, agent, advantages, loss, and the
 training loop. What comes after `main` (checks, checkpoints, log, progress) is not part of PPO.

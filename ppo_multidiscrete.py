@@ -9,10 +9,14 @@
 
     python ppo_multidiscrete.py --env-id Jumanji/Cleaner-v0
 
-In EnvPool's Cleaner three robots clean a maze. An earlier version of this script reached a return of
-21 after 1,000,000 steps, 5 without masks (three seeds). Gymnasium's environments with several
-discrete actions work too; what info["action_mask"] calls invalid is never taken. The official code
-has no masks.
+In EnvPool's Cleaner three robots clean a maze. An earlier version of this script reached a return
+of 21 after 1,000,000 steps, 5 without masks (three seeds). Gymnasium's environments with several
+discrete actions work too; what info["action_mask"] calls invalid is never taken.
+
+The algorithm is that of the official code, OpenAI's baselines ppo2. It has no masks and no settings
+for such environments. Two details differ: `approx_kl` is the mean of ratio - 1 - log ratio
+(official: half the mean square of log ratio), and --target-kl stops at its value (Spinning Up,
+where it comes from: at 1.5 times its value).
 
 Read from here to the end of `main`: arguments, environments, agent, advantages, loss, and the
 training loop. What comes after `main` (checks, checkpoints, log, progress) is not part of PPO.

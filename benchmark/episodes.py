@@ -10,6 +10,7 @@ from tensorboard.compat.proto.event_pb2 import SessionLog
 from tensorboard.util.tensor_util import make_ndarray
 
 COLUMNS = ("step", "return", "length", "seconds")
+PAUSE = 60  # seconds without an event after which a run is taken to have been paused
 
 
 @dataclass
@@ -19,7 +20,7 @@ class Episodes:
     steps: np.ndarray  # environment steps of the run at the episode's end
     returns: np.ndarray  # undiscounted sum of its rewards
     lengths: np.ndarray  # in environment steps
-    seconds: np.ndarray  # of training until its end, without the time between a stop and a resume
+    seconds: np.ndarray  # of training until its end, without pauses, of the run or of the machine
 
 
 def read_run(folder: Path) -> Episodes:
@@ -29,17 +30,17 @@ def read_run(folder: Path) -> Episodes:
     if not files:
         raise FileNotFoundError(f"{folder} has no TensorBoard log: give a run folder, runs/...")
     for file in files:
-        start = None  # wall time of the file's first event
-        before = rows[-1][3] if rows else 0.0
+        seconds = rows[-1][3] if rows else 0.0
+        last_time = None  # of the file's last event
         for event in LegacyEventFileLoader(str(file)).Load():
-            if start is None:
-                start = event.wall_time
+            gap = event.wall_time - last_time if last_time is not None else 0.0
+            seconds += gap if gap < PAUSE else 0.0
+            last_time = event.wall_time
             if event.session_log.status == SessionLog.START:
                 # A resumed run logs again what came after its last checkpoint.
                 rows = [row for row in rows if row[0] < event.step]
-                before = rows[-1][3] if rows else 0.0
+                seconds = rows[-1][3] if rows else 0.0
             for value in event.summary.value:
-                seconds = before + event.wall_time - start
                 if value.tag == "charts/episodic_return":
                     episodic_return = scalar(value)
                 if value.tag == "charts/episodic_length":
