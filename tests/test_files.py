@@ -231,7 +231,7 @@ def pins(lines: list[str]) -> dict[str, tuple[set[str], str]]:
 
 def requirements(name: str) -> dict[str, tuple[set[str], str]]:
     lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
-    return pins([line for line in lines if line != "-c constraints.txt"])
+    return pins([line for line in lines if not line.startswith("-")])
 
 
 def imported_modules(script: str) -> set[str]:
@@ -397,12 +397,11 @@ def commands(text: str) -> list[tuple[str, list[str]]]:
 
 
 def flags_of(program: Path) -> set[str]:
-    """Return the flags of a program that has its arguments in a class Args."""
-    (args,) = [
-        node
-        for node in ast.parse(program.read_text(encoding="utf-8")).body
-        if getattr(node, "name", "") == "Args"
-    ]
+    """Return the flags of a program that has its arguments in a class Args, or hands them to argparse."""
+    source = program.read_text(encoding="utf-8")
+    if "argparse" in source:
+        return {*re.findall(r'add_argument\(\s*"--([a-z-]+)"', source), "help"}
+    (args,) = [node for node in ast.parse(source).body if getattr(node, "name", "") == "Args"]
     names = {
         field.target.id.replace("_", "-") for field in args.body if isinstance(field, ast.AnnAssign)
     }

@@ -139,9 +139,13 @@ def killed(tmp_path_factory):
 
 
 def test_a_killed_process_restarts_all_from_the_last_checkpoint(killed):
+    finals = []
     for rank in range(2):
         seen = torch.load(killed.folder / f"rank{rank}.pt", weights_only=False)
         assert len(seen["minibatches"]) == (8 - 4) * 2 * 2
+        finals.append(seen["final"])
+    # The second process has got weights and moments of Adam from the first.
+    assert all(torch.equal(finals[0][name], finals[1][name]) for name in finals[0])
     checkpoint = torch.load(killed.run / "checkpoint.pt", weights_only=True)
     assert checkpoint["iteration"] == 8
     rates = EventAccumulator(str(killed.run)).Reload().Scalars("charts/learning_rate")
@@ -179,6 +183,7 @@ def test_a_checkpoint_goes_on_with_more_or_fewer_processes_and_a_stop_saves_once
     assert checkpoint["global_step"] == 64 * checkpoint["iteration"]
     assert (killed.run / "checkpoint.pt").stat().st_mtime > written
     assert err.count("to go on: ") == 1
+    assert "[rank" not in err, "a process ended with an error"
     alive = [pid for pid in started if os.path.exists(f"/proc/{pid}")]
     assert not alive
 

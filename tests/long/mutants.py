@@ -171,6 +171,19 @@ CLEANER_REPORTS = (
     MULTI + "episodes_are_reported_with_their_true_length_and_return[cleaner unmasked]"
 )
 
+# Several processes
+MULTIGPU = "test_multigpu.py::test_"
+ALONE = MULTIGPU + "one_process_does_what_ppo_atari_envpool_does_to_the_bit"
+SAME_WEIGHTS = MULTIGPU + "processes_end_with_the_same_weights_to_the_last_bit"
+MEAN_GRADIENT = MULTIGPU + "processes_step_along_the_mean_of_their_gradients"
+MEAN_KL = MULTIGPU + "kl_stop_is_decided_by_the_mean_over_all"
+SEEDS_ONCE = MULTIGPU + "no_environment_seed_occurs_twice"
+OTHER_ACTIONS = MULTIGPU + "processes_sample_different_actions"
+ONE_LOG = MULTIGPU + "one_log_has_the_episodes_and_statistics_of_all"
+RESTART = MULTIGPU + "a_killed_process_restarts_all_from_the_last_checkpoint"
+FOUR = MULTIGPU + "a_checkpoint_goes_on_with_more_or_fewer_processes_and_a_stop_saves_once[15]"
+SAID_ONCE = MULTIGPU + "bad_input_is_said_once"
+
 # Evaluation
 EVALUATE = "test_evaluate.py::test_"
 ROLLOUT = EVALUATE + "evaluation_does_what_a_rollout_of_training_does"
@@ -185,6 +198,7 @@ NEWEST = EVALUATE + "of_several_runs_the_newest_is_played"
 
 # Parts of the names of those that take longer than a few seconds
 SLOW = (
+    "test_multigpu.py",
     "has_a_seed_of_its_own[ppo_atari",
     "_games_are_reported_with_true_rewards",
     "_reports_whole_games_with_true_rewards",
@@ -508,6 +522,32 @@ CHANGES = {
         ("clip_coef 0.2", "clip_coef: float = 0.1", "clip_coef: float = 0.2", DEFAULTS),
         # The run
         ("seeds of a resumed run", *SEEDS_OF_THE_START, RESUMED_SEEDS),
+    ],
+    "ppo_atari_multigpu": [
+        ("Aux 2: gradients stay one's own", "    dist.all_reduce(total)\n", "", MEAN_GRADIENT),
+        ("Aux 2: the sum of the gradients", "total / dist.get_world_size()", "total", MEAN_GRADIENT),
+        ("Aux 2: clipped before the mean", """    average_over_processes(agent, stats)
+""", """    nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm / 100)
+    average_over_processes(agent, stats)
+""", MEAN_GRADIENT),
+        ("statistics of one process", "    parts.extend(stats.values())\n", "", MEAN_KL),
+        ("the environments of the first process in all", 'start["seeds"][rank * args.num_envs :',
+         'start["seeds"][0 * args.num_envs :', SEEDS_ONCE),
+        ("the actions of the first process in all", "torch.manual_seed(seeds[0])", "pass", OTHER_ACTIONS),
+        ("weights of one's own after a restart", '    agent.load_state_dict(start["agent"])\n', "", RESTART),
+        ("moments of one's own after a restart", '    optimizer.load_state_dict(start["optimizer"])\n', "", RESTART),
+        ("a restart begins anew", '(run_dir / "checkpoint.pt").exists()', "False", RESTART),
+        ("a restart begins at the start", 'range(start["iteration"], ', "range(0, ", RESTART),
+        ("episodes of the first process alone", "chain(*ended)", "chain(*ended[:1])", ONE_LOG),
+        ("explained variance of the first process", "returns=gather_rows(batch.returns)", "returns=batch.returns",
+         ONE_LOG),
+        ("each process does all the steps", "(batch_size * world_size)", "batch_size", MEAN_GRADIENT),
+        ("the first process stops alone", "if exit_code[0] is not None:", "if rank == 0 and exit_code[0] is not None:",
+         FOUR),
+        ("every process stops at the signal", "signal.signal(signum, signal.SIG_IGN)", "pass", FOUR),
+        ("every process complains", "sys.stdout = sys.stderr = io.StringIO()", "pass", SAID_ONCE),
+        ("Core 4 without annealing", "lr = args.learning_rate * remaining if args.anneal_lr else args.learning_rate",
+         "lr = args.learning_rate", ALONE),
     ],
     "ppo_continuous_action": [
         # Environments
