@@ -29,12 +29,22 @@ def torchrun(processes: int, *arguments, cwd: Path, **changes) -> subprocess.Pop
     )
 
 
+def finish(process: subprocess.Popen, seconds: int) -> tuple[str, str]:
+    """Return what it printed once it has ended; do not leave processes behind that hang."""
+    try:
+        return process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        process.communicate()
+        raise
+
+
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory):
     """What two processes saw of three trainings, and the log of the first of these."""
     folder = tmp_path_factory.mktemp("watched")
     process = torchrun(2, WORKER, "watch", cwd=folder)
-    _, err = process.communicate(timeout=120)
+    _, err = finish(process, 90)
     assert process.returncode == 0, err
     ranks = [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
     (run,) = folder.glob("runs/*__plain__*")
@@ -132,7 +142,7 @@ def killed(tmp_path_factory):
     """A run of eight updates whose second process is killed in the sixth, after the checkpoint of the fourth."""
     folder = tmp_path_factory.mktemp("killed")
     process = torchrun(2, "--max-restarts=3", WORKER, "die", cwd=folder)
-    _, err = process.communicate(timeout=180)
+    _, err = finish(process, 120)
     assert process.returncode == 0, err
     (run,) = folder.glob("runs/*")
     return SimpleNamespace(folder=folder, run=run)
@@ -177,7 +187,7 @@ def test_a_checkpoint_goes_on_with_more_or_fewer_processes_and_a_stop_saves_once
     started = processes_of(process.pid)
     assert len(started) >= count
     process.send_signal(signum)
-    _, err = process.communicate(timeout=60)
+    _, err = finish(process, 60)
     checkpoint = torch.load(killed.run / "checkpoint.pt", weights_only=True)
     assert checkpoint["iteration"] > before
     assert checkpoint["global_step"] == 64 * checkpoint["iteration"]
@@ -190,7 +200,7 @@ def test_a_checkpoint_goes_on_with_more_or_fewer_processes_and_a_stop_saves_once
 
 def test_bad_input_is_said_once(tmp_path):
     process = torchrun(2, SCRIPT, *SMALL, "--num-envs", "3", cwd=tmp_path)
-    out, err = process.communicate(timeout=60)
+    out, err = finish(process, 60)
     errors = [line for line in (out + err).splitlines() if line.startswith("error: ")]
     assert errors == ["error: --num-envs 3 must be a multiple of the 2 processes"]
     assert process.returncode != 0

@@ -33,7 +33,7 @@ class Args:
     sample: int | None = None  # run so many of them, chosen at random
     seed: int = 1  # seed of the choice
     jobs: int = 2  # processes side by side
-    time_limit: float = 120.0  # seconds after which a mutant's tests are said to hang
+    time_limit: float = 180.0  # seconds after which a mutant's tests are said to hang
     baseline: bool = True  # first see whether the tests pass without any change
     list: bool = False  # print the mutants instead of running them
 
