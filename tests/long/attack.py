@@ -717,7 +717,10 @@ def environment_cases(target: str) -> list[Case]:
         cases.append(
             Case("environments", f"import {path}", [*small(), f"--env-id=odd_import_{path}:X-v0"])
         )
-    if target in ("ppo_atari_envpool", "ppo_atari_multigpu"):  # takes nothing but names of EnvPool's
+    if target in (
+        "ppo_atari_envpool",
+        "ppo_atari_multigpu",
+    ):  # takes nothing but names of EnvPool's
         return cases
     module = "odd_ale_py" if "atari" in target else "odd_envs"
     for env_id, _, kwargs in odd_environments(target):
