@@ -45,6 +45,8 @@ def command_of(entry: dict) -> str:
             short += [flag, value] if value else [flag]
         elif value.startswith("--"):
             short += [flag]
+    if not entry["finished"]:
+        return f"{shlex.join(short)}, not finished"
     return shlex.join(short) + (f", stopped at {int(stopped):,}" if stopped else "")
 
 
