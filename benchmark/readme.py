@@ -32,7 +32,7 @@ def read(plan: str) -> plot.Groups:
 
 
 def command_of(entry: dict) -> str:
-    """Return the command of a run without its name, its seed, and what is the script's default."""
+    """Return the command of a run, as code, without its name, its seed, and the script's defaults."""
     command, _, stopped = entry["command"].partition("  # stopped at ")
     words = shlex.split(command)
     defaults = importlib.import_module(Path(words[1]).stem).Args()
@@ -45,9 +45,10 @@ def command_of(entry: dict) -> str:
             short += [flag, value] if value else [flag]
         elif value.startswith("--"):
             short += [flag]
+    cell = f"`{shlex.join(short)}`"
     if not entry["finished"]:
-        return f"{shlex.join(short)}, not finished"
-    return shlex.join(short) + (f", stopped at {int(stopped):,}" if stopped else "")
+        return f"{cell}, not finished"
+    return f"{cell}, stopped at {int(stopped):,} steps" if stopped else cell
 
 
 def table() -> str:
@@ -59,7 +60,7 @@ def table() -> str:
         meta = json.loads((RESULTS / plan / "meta.json").read_text(encoding="utf-8"))
         groups = read(plan)
         runs = [runs[0] for settings in groups.values() for runs in settings.values()]
-        commands = [f"`{command_of(meta[run.path.stem])}`" for run in runs]
+        commands = [command_of(meta[run.path.stem]) for run in runs]
         header, line, *rows = plot.markdown(plot.final_returns(groups)).splitlines()
         for command, row in zip(["command", "---", *commands], [header, line, *rows], strict=True):
             _, _, _, cells = row.split("|", 3)

@@ -19,20 +19,20 @@ def test_the_table_of_results_is_up_to_date():
     [
         (
             "python ppo.py --env-id CartPole-v1 --exp-name a.b --seed 3 --total-timesteps 500000",
-            "python ppo.py",
+            "`python ppo.py`",
         ),
         (
             "python ppo.py --env-id Acrobot-v1 --exp-name a.b --seed 3 --total-timesteps 9000 --shared-network",
-            "python ppo.py --env-id Acrobot-v1 --total-timesteps 9000 --shared-network",
+            "`python ppo.py --env-id Acrobot-v1 --total-timesteps 9000 --shared-network`",
         ),
         (
             "python ppo_atari.py --env-id BreakoutNoFrameskip-v4 --exp-name a --seed 1 --total-timesteps 10000000"
             "  # stopped at 1000000",
-            "python ppo_atari.py, stopped at 1,000,000",
+            "`python ppo_atari.py`, stopped at 1,000,000 steps",
         ),
         (
             "python ppo.py --exp-name a --seed 1 --total-timesteps 500000 --no-norm-adv --gamma 0.9",
-            "python ppo.py --no-norm-adv --gamma 0.9",
+            "`python ppo.py --no-norm-adv --gamma 0.9`",
         ),
     ],
 )
