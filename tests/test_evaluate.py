@@ -208,9 +208,10 @@ def test_an_evaluated_agent_is_the_trained_one_and_one_seed_fixes_its_games(scri
     weights = agent.state_dict()
     assert weights.keys() == checkpoint["agent"].keys()
     assert all(torch.equal(checkpoint["agent"][name], value) for name, value in weights.items())
-    first, again = (evaluate.main(evaluate.Args((run,), episodes=1)) for _ in range(2))
+    episodes = 10 if script == "ppo" else 1  # its short games often have the same length by chance
+    first, again = (evaluate.main(evaluate.Args((run,), episodes=episodes)) for _ in range(2))
     assert first == again
-    assert len(first["returns"]) == len(first["lengths"]) == 1
+    assert len(first["returns"]) == len(first["lengths"]) == episodes
 
 
 def test_the_mean_and_deviation_are_those_of_the_games_and_another_seed_plays_others():
