@@ -52,8 +52,15 @@ from typing import ClassVar, Literal, NamedTuple, NoReturn, TextIO
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below: no traceback
-    if os.environ.get("RANK", "0") != "0":  # until training begins, only the first process speaks
+    # Until training begins, one process speaks for all, unless another one ends with an exception.
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+
+        def show(*error):
+            sys.stderr = sys.__stderr__
+            sys.__excepthook__(*error)
+
         sys.stdout = sys.stderr = io.StringIO()
+        sys.excepthook = show
 
 import ale_py
 import envpool
@@ -442,12 +449,13 @@ def join_processes(device: torch.device) -> tuple[int, int]:
         return dist.get_rank(), dist.get_world_size()
     rank = int(os.environ.get("RANK", 0))
     world_size = int(os.environ.get("WORLD_SIZE", 1))
+    if world_size > 1 and not dist.is_torchelastic_launched():
+        fail("several processes are started with torchrun, see docs/scale.md")
     if device.type == "cuda":
         gpus = torch.cuda.device_count()
-        local_rank = int(os.environ.get("LOCAL_RANK", 0))  # among the processes of this machine
-        if local_rank >= gpus:
+        if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > gpus:  # the processes of this machine
             fail(f"more processes than GPUs: use --nproc_per_node={gpus}, or --device cpu")
-        torch.cuda.set_device(local_rank)
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     if dist.is_torchelastic_launched():
         # Not in torchrun's own store: after a restart, that gives the addresses of the dead.
         address = os.environ["MASTER_ADDR"]
@@ -485,11 +493,24 @@ def remember_run(args: Args, run_dir: Path) -> None:
         lasting_store().set(str(replace(args, resume=None)), str(run_dir))
 
 
+@contextmanager
+def stopping_together() -> Iterator[None]:
+    """Let the first process do something for all: if it ends there, in order, all do."""
+    exit_code = [None]
+    try:
+        yield
+    except SystemExit as stop:
+        exit_code = [stop.code]
+    dist.broadcast_object_list(exit_code)
+    if exit_code[0] is not None:
+        raise SystemExit(exit_code[0])
+
+
 @torch.compiler.disable
 def average_over_processes(agent: Agent, stats: dict[str, Tensor]) -> None:
     """Aux 2: put in place of gradients and statistics their means over all processes.
 
-    One message for all of them, as in the official code (common/mpi_adam_optimizer.py).
+    One message, as the official code sends for the gradients (common/mpi_adam_optimizer.py).
     """
     parts = [parameter.grad for parameter in agent.parameters()]
     parts.extend(stats.values())
@@ -520,11 +541,13 @@ def main(args: Args) -> Agent:
     rank, world_size = join_processes(device)
     if args.num_envs % world_size != 0:
         fail(f"--num-envs {args.num_envs} must be a multiple of the {world_size} processes")
+    share = args.num_envs * args.num_steps // world_size
+    if share % args.num_minibatches != 0:
+        fail(f"--num-minibatches {args.num_minibatches} does not divide a process's {share} steps")
     # From here on, `job` is what all processes do together, and `args` this one's share of it.
     job = continue_after_restart(args)
     args = replace(job, num_envs=job.num_envs // world_size)
     args.capture_video = job.capture_video and rank == 0
-    check_args(args)
     batch_size = args.num_envs * args.num_steps
     num_iterations = args.total_timesteps // (batch_size * world_size)
     run_dir = args.resume or new_run_dir(args)
@@ -540,12 +563,13 @@ def main(args: Args) -> Agent:
     gradient_fn = torch.compile(compute_gradient, mode=mode) if args.compile else compute_gradient
     # Aux 2: all begin where the first process does, with its weights (ppo2/model.py#L131)
     start = io.BytesIO()
-    if rank == 0:
-        # Seeds, log, checkpoints: see below. On a resume, it restores what is handed to it.
-        run = Run(job, run_dir, agent=agent, optimizer=optimizer)
-        remember_run(job, run.dir)
-        states = {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
-        torch.save(states | {"iteration": run.iteration, "seeds": run.env_seeds()}, start)
+    with stopping_together():
+        if rank == 0:
+            # Seeds, log, checkpoints: see below. On a resume, it restores what is handed to it.
+            run = Run(job, run_dir, agent=agent, optimizer=optimizer)
+            remember_run(job, run.dir)
+            states = {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
+            torch.save(states | {"iteration": run.iteration, "seeds": run.env_seeds()}, start)
     message = [start.getvalue()]
     dist.broadcast_object_list(message)
     start = torch.load(io.BytesIO(message[0]), map_location="cpu", weights_only=True)
@@ -575,7 +599,7 @@ def main(args: Args) -> Agent:
     # Steps that Adam has taken: more than 0 after a resume
     adam_steps = max((int(state["step"]) for state in optimizer.state.values()), default=0)
 
-    if rank > 0:
+    if isinstance(sys.stderr, io.StringIO):
         sys.stdout = sys.__stdout__
         sys.stderr = sys.__stderr__
 
@@ -649,23 +673,17 @@ def main(args: Args) -> Agent:
                 if torch.stack(kls).mean() > args.target_kl:
                     break
 
-        # Aux 2: the first process logs and saves for all; where it stops, all stop.
+        # Aux 2: the first process logs and saves for all.
         everyones = [None] * world_size
         dist.all_gather_object(everyones, episodes)
         batch = batch._replace(values=gather_rows(batch.values), returns=gather_rows(batch.returns))
-        exit_code = [None]
-        if rank == 0:
-            for ended in zip(*everyones, strict=True):
-                run.end_step({})
-                for episodic_return, episodic_length in chain(*ended):
-                    run.log_episode(episodic_return, episodic_length)
-            try:
+        with stopping_together():
+            if rank == 0:
+                for ended in zip(*everyones, strict=True):
+                    run.end_step({})
+                    for episodic_return, episodic_length in chain(*ended):
+                        run.log_episode(episodic_return, episodic_length)
                 run.end_update(iteration, lr, stats, batch)
-            except SystemExit as stop:
-                exit_code = [stop.code]
-        dist.broadcast_object_list(exit_code)
-        if exit_code[0] is not None:
-            raise SystemExit(exit_code[0])
 
     if rank == 0:
         run.close()

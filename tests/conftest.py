@@ -22,6 +22,7 @@ TINY = {
     "ppo": {"num_envs": 2, "num_steps": 16, "total_timesteps": 96},
     "ppo_atari": {"num_envs": 2, "num_steps": 16, "total_timesteps": 96},
     "ppo_atari_envpool": {"num_envs": 2, "num_steps": 16, "total_timesteps": 96},
+    "ppo_atari_multigpu": {"num_envs": 2, "num_steps": 16, "total_timesteps": 96},
     "ppo_continuous_action": {
         "num_steps": 64,
         "num_minibatches": 4,

@@ -62,6 +62,15 @@ def watch() -> None:
     script.ppo_loss = loss_with_kl
     results["kl reached"] = train(total_timesteps=2 * 64, target_kl=0.4)
     results["kl not reached"] = train(total_timesteps=2 * 64, target_kl=0.6)
+
+    def full_disk(self, *episode):
+        script.fail("the disk is full", code=1)
+
+    script.Run.log_episode = full_disk
+    try:
+        train(total_timesteps=2 * 64, exp_name="full")
+    except SystemExit as stop:
+        results["exit code"] = stop.code
     torch.save(results, f"rank{RANK}.pt")
 
 
@@ -79,8 +88,24 @@ def die_in_update(number: int) -> None:
     torch.save(train(total_timesteps=8 * 64, save_every=2), f"rank{RANK}.pt")
 
 
+def count_saves() -> None:
+    """Train with the arguments of the command line, and note every save in the file `saves`."""
+    save = script.Run.save
+
+    def noted(self, batch):
+        with open("saves", "a") as file:
+            file.write(f"{self.iteration}\n")
+        save(self, batch)
+
+    script.Run.save = noted
+    script.main(script.parse_args())
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "watch":
+    task = sys.argv.pop(1)
+    if task == "watch":
         watch()
-    else:
+    elif task == "die":
         die_in_update(6)
+    else:
+        count_saves()

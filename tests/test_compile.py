@@ -38,6 +38,15 @@ def test_compiled_training_ends_with_the_same_weights(script, backend, monkeypat
         torch.testing.assert_close(compiled[name], weights, rtol=1e-3, atol=1e-5)
 
 
+def test_compiled_processes_average_outside_of_the_graph(monkeypatch):
+    """The only break in ppo_atari_multigpu.py is the message to the other processes."""
+    plain = train("ppo_atari_multigpu", monkeypatch, "aot_eager")
+    compiled = train("ppo_atari_multigpu", monkeypatch, "aot_eager", compile=True)
+    assert len(counters["graph_break"]) == 1
+    for name, weights in plain.items():
+        torch.testing.assert_close(compiled[name], weights, rtol=1e-3, atol=1e-5)
+
+
 def count_graphs(script: str, monkeypatch, backend: str, **changes) -> list[int]:
     """Train with --compile; return the number of graphs there are after each update."""
     module, graphs = importlib.import_module(script), []
@@ -52,7 +61,7 @@ def count_graphs(script: str, monkeypatch, backend: str, **changes) -> list[int]
     return graphs
 
 
-@pytest.mark.parametrize("script", ["ppo_atari_envpool", "ppo_multidiscrete"])
+@pytest.mark.parametrize("script", ["ppo_atari_envpool", "ppo_atari_multigpu", "ppo_multidiscrete"])
 def test_later_updates_use_the_graphs_of_the_first_ones(script, monkeypatch):
     sizes = {
         "num_envs": 4,

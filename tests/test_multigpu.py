@@ -48,7 +48,7 @@ def watched(tmp_path_factory):
     assert process.returncode == 0, err
     ranks = [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
     (run,) = folder.glob("runs/*__plain__*")
-    return SimpleNamespace(ranks=ranks, run=run)
+    return SimpleNamespace(ranks=ranks, run=run, err=err)
 
 
 def test_one_process_does_what_ppo_atari_envpool_does_to_the_bit():
@@ -104,6 +104,13 @@ def test_kl_stop_is_decided_by_the_mean_over_all(watched):
     for rank in watched.ranks:
         assert len(rank["kl reached"]["minibatches"]) == 2 * 2  # updates, minibatches of one epoch
         assert len(rank["kl not reached"]["minibatches"]) == 2 * 2 * 2
+
+
+def test_where_the_first_process_ends_all_end(watched):
+    """A disk that is full when the first process logs an episode."""
+    assert [rank["exit code"] for rank in watched.ranks] == [1, 1]
+    assert watched.err.count("error: the disk is full") == 1
+    assert "[rank" not in watched.err
 
 
 def test_no_environment_seed_occurs_twice(watched):
@@ -178,30 +185,70 @@ def test_a_checkpoint_goes_on_with_more_or_fewer_processes_and_a_stop_saves_once
     count = 4 if signum == signal.SIGTERM else 1
     resume = ["--resume", killed.run, "--total-timesteps", "1000000", "--save-every", "1000000"]
     before = torch.load(killed.run / "checkpoint.pt", weights_only=True)["iteration"]
-    written = (killed.run / "checkpoint.pt").stat().st_mtime
+    saves = killed.folder / "saves"
+    saves.unlink(missing_ok=True)
     logs = set(killed.run.glob("events.*"))
-    process = torchrun(count, SCRIPT, *resume, cwd=killed.folder)
-    while not any(log.stat().st_size > 2000 for log in set(killed.run.glob("events.*")) - logs):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.1)
-    started = processes_of(process.pid)
+    process = torchrun(count, WORKER, "save", *resume, cwd=killed.folder)
+    try:
+        deadline = time.monotonic() + 90
+        while not any(log.stat().st_size > 2000 for log in set(killed.run.glob("events.*")) - logs):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        started = processes_of(process.pid)
+    finally:
+        process.send_signal(signum)
+        _, err = finish(process, 60)
     assert len(started) >= count
-    process.send_signal(signum)
-    _, err = finish(process, 60)
     checkpoint = torch.load(killed.run / "checkpoint.pt", weights_only=True)
     assert checkpoint["iteration"] > before
     assert checkpoint["global_step"] == 64 * checkpoint["iteration"]
-    assert (killed.run / "checkpoint.pt").stat().st_mtime > written
+    assert saves.read_text() == f"{checkpoint['iteration']}\n"
     assert err.count("to go on: ") == 1
     assert "[rank" not in err, "a process ended with an error"
     alive = [pid for pid in started if os.path.exists(f"/proc/{pid}")]
     assert not alive
 
 
-def test_bad_input_is_said_once(tmp_path):
-    process = torchrun(2, SCRIPT, *SMALL, "--num-envs", "3", cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--num-envs", "3"], "--num-envs 3 must be a multiple of the 2 processes"),
+        (["--resume", "runs/none"], "no run runs/none with a checkpoint"),
+    ],
+)
+def test_bad_input_is_said_once(arguments, error, tmp_path):
+    process = torchrun(2, SCRIPT, *SMALL, *arguments, cwd=tmp_path)
     out, err = finish(process, 60)
     errors = [line for line in (out + err).splitlines() if line.startswith("error: ")]
-    assert errors == ["error: --num-envs 3 must be a multiple of the 2 processes"]
+    assert len(errors) == 1
+    assert errors[0].startswith(f"error: {error}")
+    assert "[rank" not in err
     assert process.returncode != 0
     assert not (tmp_path / "runs").exists()
+
+
+def test_each_process_needs_whole_minibatches(monkeypatch, capsys):
+    monkeypatch.setattr(ppo_atari_multigpu, "join_processes", lambda device: (0, 2))
+    args = ppo_atari_multigpu.Args(num_envs=8, num_steps=1, num_minibatches=8)
+    with pytest.raises(SystemExit):
+        ppo_atari_multigpu.main(args)
+    error = capsys.readouterr().err
+    assert error == "error: --num-minibatches 8 does not divide a process's 4 steps\n"
+
+
+@pytest.mark.parametrize(
+    ("environment", "error"),
+    [
+        ({"WORLD_SIZE": "2"}, "several processes are started with torchrun"),
+        ({"LOCAL_WORLD_SIZE": "2"}, "more processes than GPUs: use --nproc_per_node=1"),
+    ],
+)
+def test_processes_that_cannot_meet_say_so(environment, error, monkeypatch, capsys):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        ppo_atari_multigpu.join_processes(torch.device("cuda"))
+    assert capsys.readouterr().err.startswith(f"error: {error}")

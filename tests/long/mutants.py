@@ -182,7 +182,10 @@ OTHER_ACTIONS = MULTIGPU + "processes_sample_different_actions"
 ONE_LOG = MULTIGPU + "one_log_has_the_episodes_and_statistics_of_all"
 RESTART = MULTIGPU + "a_killed_process_restarts_all_from_the_last_checkpoint"
 FOUR = MULTIGPU + "a_checkpoint_goes_on_with_more_or_fewer_processes_and_a_stop_saves_once[15]"
-SAID_ONCE = MULTIGPU + "bad_input_is_said_once"
+SAID_ONCE = (
+    MULTIGPU
+    + "bad_input_is_said_once[arguments0---num-envs 3 must be a multiple of the 2 processes]"
+)
 
 # Evaluation
 EVALUATE = "test_evaluate.py::test_"
@@ -542,8 +545,8 @@ CHANGES = {
         ("explained variance of the first process", "returns=gather_rows(batch.returns)", "returns=batch.returns",
          ONE_LOG),
         ("each process does all the steps", "(batch_size * world_size)", "batch_size", MEAN_GRADIENT),
-        ("the first process stops alone", "if exit_code[0] is not None:", "if rank == 0 and exit_code[0] is not None:",
-         FOUR),
+        ("the first process stops alone", "if exit_code[0] is not None:",
+         "if dist.get_rank() == 0 and exit_code[0] is not None:", FOUR),
         ("every process stops at the signal", "signal.signal(signum, signal.SIG_IGN)", "pass", FOUR),
         ("every process complains", "sys.stdout = sys.stderr = io.StringIO()", "pass", SAID_ONCE),
         ("Core 4 without annealing", "lr = args.learning_rate * remaining if args.anneal_lr else args.learning_rate",
