@@ -82,9 +82,13 @@ def start(name: str, folder: Path, arguments: list[str]) -> subprocess.Popen:
     )
 
 
-def kill_the_second(folder: Path) -> None:
+def kill_the_second(folder: Path, machines: list[subprocess.Popen]) -> None:
     """Wait for a checkpoint, then kill the process that trains on the second machine."""
+    deadline = time.monotonic() + 300
     while not list(folder.glob("ppo37-a/runs/*/checkpoint.pt")):
+        if time.monotonic() > deadline or any(machine.poll() is not None for machine in machines):
+            logs = "".join(log.read_text() for log in folder.glob("*.log"))
+            raise SystemExit(f"there is no checkpoint:\n{logs}")
         time.sleep(0.1)
     pids = subprocess.run(
         ["ip", "netns", "pids", "ppo37-b"], capture_output=True, text=True, check=True
@@ -102,9 +106,14 @@ def main(args: Args, folder: Path) -> None:
     steps = args.updates * 4 * 32
     arguments = ["--num-envs=4", "--num-steps=32", f"--total-timesteps={steps}", "--save-every=2"]
     machines = [start(name, folder, arguments) for name in MACHINES]
-    if args.kill:
-        kill_the_second(folder)
-    codes = [machine.wait(timeout=600) for machine in machines]
+    try:
+        if args.kill:
+            kill_the_second(folder, machines)
+        codes = [machine.wait(timeout=600) for machine in machines]
+    finally:
+        for machine in machines:
+            machine.terminate()
+            machine.wait()
     for name in MACHINES:
         print(f"\n{name}:\n{(folder / f'{name}.log').read_text()}", flush=True)
     if codes != [0, 0]:
