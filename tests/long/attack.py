@@ -16,6 +16,8 @@ that tyro prints for an argument it cannot read. The columns of the table:
     silent      accepted although it should have been refused, or with damage done
     other       refused though it is a good input, or with something else than one line
 
+Do not start it with nohup: the scripts keep its word, so one that is to end with SIGHUP goes on.
+
 Most inputs run in a fork of one process per script that has imported it already. Inputs that have to do with streams
 and signals start the script anew. Without the rights to mount a file system, the inputs with a full disk are left out.
 """
