@@ -9,8 +9,8 @@
 
     python ppo_continuous_action.py --env-id HalfCheetah-v5
 
-An earlier version of this script reached a mean return of 2465 in Hopper-v5 after 1,000,000 steps
-(seed 1).
+Hopper-v5 reaches a mean return of 2597 (three seeds: 3094, 2190, 2506) after 1,000,000 steps, which
+take about ten minutes on one CPU core.
 
 The algorithm is that of the official code, OpenAI's baselines ppo2. Three details differ: rewards
 are normalised with the discount --gamma (official: always 0.99), `approx_kl` is the mean of ratio -

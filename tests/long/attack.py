@@ -1,10 +1,10 @@
-"""Try some two thousand bad inputs on the scripts and on evaluate.py, and count how they end.
+"""Try some three thousand bad inputs on the scripts and on evaluate.py, and count how they end.
 
     python tests/long/attack.py
     python tests/long/attack.py --only checkpoint/ppo/ --json /tmp/answers.json
     python tests/long/attack.py --root ../an-older-checkout
 
-Takes about ten minutes on one core. A bad input should end in one line that begins with `error: `, or in the usage
+Takes ten to twenty minutes on one core. A bad input should end in one line that begins with `error: `, or in the usage
 that tyro prints for an argument it cannot read. The columns of the table:
 
     one line    refused, with one line
