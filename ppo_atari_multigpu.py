@@ -440,15 +440,20 @@ def compute_gradient(agent: Agent, mb: Batch, clip_coef: float, args: Args) -> d
 # Processes
 
 
-def join_processes(device: torch.device) -> tuple[int, int]:
+def join_processes(args: Args, device: torch.device) -> tuple[int, int]:
     """Aux 2: meet the other processes; return this one's rank, and how many there are.
 
     Without torchrun this is the only one. `device` is the kind that all of them use.
     """
-    if dist.is_initialized():  # `main` was called before
-        return dist.get_rank(), dist.get_world_size()
     rank = int(os.environ.get("RANK", 0))
     world_size = int(os.environ.get("WORLD_SIZE", 1))
+    if args.num_envs % world_size != 0:
+        fail(f"--num-envs {args.num_envs} must be a multiple of the {world_size} processes")
+    share = args.num_envs * args.num_steps // world_size
+    if share % args.num_minibatches != 0:
+        fail(f"--num-minibatches {args.num_minibatches} does not divide a process's {share} steps")
+    if dist.is_initialized():  # `main` was called before
+        return rank, world_size
     if world_size > 1 and not dist.is_torchelastic_launched():
         fail("several processes are started with torchrun, see docs/scale.md")
     if device.type == "cuda":
@@ -538,12 +543,7 @@ def main(args: Args) -> Agent:
     check_args(args)
     best_device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(best_device if args.device == "auto" else args.device)
-    rank, world_size = join_processes(device)
-    if args.num_envs % world_size != 0:
-        fail(f"--num-envs {args.num_envs} must be a multiple of the {world_size} processes")
-    share = args.num_envs * args.num_steps // world_size
-    if share % args.num_minibatches != 0:
-        fail(f"--num-minibatches {args.num_minibatches} does not divide a process's {share} steps")
+    rank, world_size = join_processes(args, device)
     # From here on, `job` is what all processes do together, and `args` this one's share of it.
     job = continue_after_restart(args)
     args = replace(job, num_envs=job.num_envs // world_size)

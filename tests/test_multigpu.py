@@ -229,7 +229,7 @@ def test_bad_input_is_said_once(arguments, error, tmp_path):
 
 
 def test_each_process_needs_whole_minibatches(monkeypatch, capsys):
-    monkeypatch.setattr(ppo_atari_multigpu, "join_processes", lambda device: (0, 2))
+    monkeypatch.setenv("WORLD_SIZE", "2")
     args = ppo_atari_multigpu.Args(num_envs=8, num_steps=1, num_minibatches=8)
     with pytest.raises(SystemExit):
         ppo_atari_multigpu.main(args)
@@ -250,5 +250,28 @@ def test_processes_that_cannot_meet_say_so(environment, error, monkeypatch, caps
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit):
-        ppo_atari_multigpu.join_processes(torch.device("cuda"))
+        ppo_atari_multigpu.join_processes(ppo_atari_multigpu.Args(), torch.device("cuda"))
     assert capsys.readouterr().err.startswith(f"error: {error}")
+
+
+def test_an_exception_of_a_silent_process_is_shown(tmp_path):
+    """A library that is broken where the second process runs."""
+    (tmp_path / "envpool.py").write_text("raise RuntimeError('no such processor')")
+    environment = os.environ | {"LOCAL_RANK": "1", "PYTHONPATH": str(tmp_path)}
+    process = subprocess.run(
+        [sys.executable, SCRIPT], env=environment, capture_output=True, text=True
+    )
+    assert process.stderr.endswith("RuntimeError: no such processor\n")
+
+
+@pytest.mark.parametrize("arguments", [["--num-envs", "0"], ["--nonsense"]])
+def test_the_second_process_leaves_complaints_to_the_first(arguments):
+    said = {}
+    for rank in ("0", "1"):
+        environment = os.environ | {"LOCAL_RANK": rank}
+        command = [sys.executable, SCRIPT, *arguments]
+        process = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert process.returncode == 2
+        said[rank] = process.stdout + process.stderr
+    assert said["0"]
+    assert not said["1"]

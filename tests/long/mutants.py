@@ -187,6 +187,11 @@ SAID_ONCE = (
     + "bad_input_is_said_once[arguments0---num-envs 3 must be a multiple of the 2 processes]"
 )
 
+ALL_END = MULTIGPU + "where_the_first_process_ends_all_end"
+SHOWN = MULTIGPU + "an_exception_of_a_silent_process_is_shown"
+SHARE = MULTIGPU + "each_process_needs_whole_minibatches"
+BROKEN_GRAPH = "test_compile.py::test_compiled_processes_average_outside_of_the_graph"
+
 # Evaluation
 EVALUATE = "test_evaluate.py::test_"
 ROLLOUT = EVALUATE + "evaluation_does_what_a_rollout_of_training_does"
@@ -548,6 +553,16 @@ CHANGES = {
         ("the first process stops alone", "if exit_code[0] is not None:",
          "if dist.get_rank() == 0 and exit_code[0] is not None:", FOUR),
         ("every process stops at the signal", "signal.signal(signum, signal.SIG_IGN)", "pass", FOUR),
+        ("episodes are logged where the others do not wait", """        with stopping_together():
+            if rank == 0:
+                for ended""", """        if rank == 0:
+            run.log_episode(0.0, 1)
+        with stopping_together():
+            if rank == 0:
+                for ended""", ALL_END),
+        ("an exception of one process is lost", "        sys.excepthook = show\n", "", SHOWN),
+        ("minibatches that do not divide a share", "if share % args.num_minibatches != 0:", "if False:", SHARE),
+        ("the message is compiled", "@torch.compiler.disable\n", "", BROKEN_GRAPH),
         ("every process complains", "sys.stdout = sys.stderr = io.StringIO()", "pass", SAID_ONCE),
         ("Core 4 without annealing", "lr = args.learning_rate * remaining if args.anneal_lr else args.learning_rate",
          "lr = args.learning_rate", ALONE),
