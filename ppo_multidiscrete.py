@@ -696,6 +696,8 @@ def parse_args() -> Args:
     checkpoint = load_checkpoint(run_dir)
     if checkpoint["script"] != Path(__file__).stem:
         fail(f"{run_dir} is a run of {checkpoint['script']}.py, not of {Path(__file__).name}")
+    if "optimizer" not in checkpoint:
+        fail(f"{run_dir} has weights only: evaluate.py plays the agent, training cannot go on")
     saved = Args(**checkpoint["args"])
     if ":" in saved.env_id and given.env_id != saved.env_id:
         # A stranger's file must not choose what is imported.

@@ -60,11 +60,11 @@ FILE = re.compile(r"(.+?)__(.+)__(\d+)\.csv")  # of a result
 # markers as it takes for 42 settings to differ.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-PUBLISHED_STYLES = {  # by code, and by whether the agent is recurrent
-    ("official code", False): {"color": "black", "linestyle": "--"},
-    ("official code", True): {"color": "black", "linestyle": "-."},
-    ("CleanRL", False): {"color": "#666666", "linestyle": ":"},
-    ("CleanRL", True): {"color": "#666666", "linestyle": (0, (3, 1, 1, 1, 1, 1))},
+PUBLISHED_STYLES = {  # by code, and by whether the network is the default one
+    ("official code", True): {"color": "black", "linestyle": "--"},
+    ("official code", False): {"color": "black", "linestyle": "-."},
+    ("CleanRL", True): {"color": "#666666", "linestyle": ":"},
+    ("CleanRL", False): {"color": "#666666", "linestyle": (0, (3, 1, 1, 1, 1, 1))},
 }
 CODES = ("official code", "CleanRL")
 STYLE = {
@@ -193,19 +193,23 @@ def game(environment: str) -> str:
     return match[1] if match else environment
 
 
-def published(kind: Literal["returns", "curves"], environment: str, recurrent: bool) -> list[dict]:
+def published(kind: Literal["returns", "curves"], environment: str, network: str) -> list[dict]:
     """Return the published results to compare with, one of each code at most."""
     return [
         entry
         for entry in PUBLISHED[kind]
         if game(entry["environment"]) == game(environment)
-        and entry["recurrent"] == recurrent
+        and entry["network"] == network
         and entry.get("drawn", True)
     ]
 
 
-def is_recurrent(setting: str) -> bool:
-    return "lstm" in setting.lower()
+def network_of(setting: str) -> str:
+    """Tell the network of a setting from its name: default, shared or LSTM."""
+    for network in ("shared", "LSTM"):
+        if network.lower() in setting.lower():
+            return network
+    return "default"
 
 
 # Statistics
@@ -305,7 +309,7 @@ def final_returns(groups: Groups) -> pd.DataFrame:
     for environment, settings in groups.items():
         for setting, runs in settings.items():
             row = {"environment": environment, "setting": setting} | summary(runs)
-            for entry in published("returns", environment, is_recurrent(setting)):
+            for entry in published("returns", environment, network_of(setting)):
                 for name in ("mean", "std", "steps", "environment"):
                     row[f"{entry['code']} {name}"] = entry[name]
             rows.append(row)
@@ -453,8 +457,8 @@ def draw_published(
     panel: Axes, environment: str, settings: dict[str, list[Run]], with_curves: bool
 ) -> None:
     longest = max(run.episodes.steps[-1] for runs in settings.values() for run in runs)
-    for recurrent in sorted({is_recurrent(name) for name in settings}):
-        curves = published("curves", environment, recurrent) if with_curves else []
+    for network in sorted({network_of(name) for name in settings}, key=str.lower):
+        curves = published("curves", environment, network) if with_curves else []
         for entry in curves:
             steps = np.array(entry["steps"])
             near = steps <= longest
@@ -464,7 +468,7 @@ def draw_published(
                 label=f"{entry_name(entry)}\n({entry['environment']})",
                 **style(entry),
             )
-        for entry in published("returns", environment, recurrent):
+        for entry in published("returns", environment, network):
             if entry["code"] in [curve["code"] for curve in curves]:
                 continue
             label = f"{entry_name(entry)} {number(entry['mean'])}"
@@ -481,11 +485,11 @@ def draw_published(
 
 
 def entry_name(entry: dict) -> str:
-    return entry["code"] + (" LSTM" if entry["recurrent"] else "")
+    return entry["code"] + ("" if entry["network"] == "default" else f" {entry['network']}")
 
 
 def style(entry: dict) -> dict:
-    own = PUBLISHED_STYLES[entry["code"], entry["recurrent"]]
+    own = PUBLISHED_STYLES[entry["code"], entry["network"] == "default"]
     return {"linewidth": 1.2, "zorder": 1.9} | own  # behind the curves
 
 

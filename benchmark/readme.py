@@ -2,8 +2,8 @@
 
     python benchmark/readme.py
 
-The table has a row for each setting of the plans below, with its command. The figure has the four environments that
-are named here, as far as they have been run.
+The table has a row for each setting of the plans below, with its command. The figure has the default setting in the
+four environments that are named here, as far as they have been run.
 """
 
 import importlib
@@ -22,7 +22,12 @@ import plot  # noqa: E402
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmark" / "results"
 PLANS = ("classic", "mujoco", "atari")
-FIGURE = ("CartPole-v1", "Hopper-v5", "HalfCheetah-v5", "Breakout-v5")
+FIGURE = {
+    "CartPole-v1": "separate",
+    "Hopper-v5": "ppo_continuous_action",
+    "HalfCheetah-v5": "ppo_continuous_action",
+    "Breakout-v5": "ppo_atari_envpool",
+}
 BEGIN, END = "<!-- results: python benchmark/readme.py -->\n", "<!-- end of the results -->\n"
 
 
@@ -80,13 +85,11 @@ def draw() -> None:
     for plan in PLANS:
         if (RESULTS / plan).is_dir():
             groups |= read(plan)
-    groups = {name: groups[name] for name in FIGURE if name in groups}
-    curves = {
-        (name, setting): plot.curve(runs)
-        for name, settings in groups.items()
-        for setting, runs in settings.items()
+    groups = {
+        name: {setting: groups[name][setting]} for name, setting in FIGURE.items() if name in groups
     }
-    args = plot.Args(runs=(), x="steps")
+    curves = {(name, FIGURE[name]): plot.curve(groups[name][FIGURE[name]]) for name in groups}
+    args = plot.Args(runs=(), x="steps", published_curves=True)
     with matplotlib.rc_context(plot.STYLE):
         plot.draw(groups, curves, args).savefig(ROOT / "docs" / "results.png")
 

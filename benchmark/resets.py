@@ -31,7 +31,7 @@ def main() -> None:
     axes.plot(before, list(BEFORE.values()), "s", color="#D55E00", label=label)
     published = json.loads((ROOT / "benchmark" / "published.json").read_text(encoding="utf-8"))
     for curve in published["curves"]:
-        if curve["environment"] == "BreakoutNoFrameskip-v4" and not curve["recurrent"]:
+        if curve["environment"] == "BreakoutNoFrameskip-v4" and curve["network"] == "default":
             near = np.array(curve["steps"]) <= 1.2 * LAST
             style = "--" if curve["code"] == "official code" else ":"
             x = np.array(curve["steps"])[near] / 1e3

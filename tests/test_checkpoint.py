@@ -275,6 +275,19 @@ def test_flags_that_may_change_change_and_the_others_hold(monkeypatch, capsys):
     assert ppo.parse_args().gamma == 0.9
 
 
+def test_weights_alone_are_not_trained_on(monkeypatch, capsys):
+    """What benchmark/keep_agent.py keeps cannot be resumed, and stays as it is."""
+    train("ppo")
+    run = run_folder()
+    checkpoint = torch.load(run / "checkpoint.pt", weights_only=True)
+    del checkpoint["optimizer"]
+    torch.save(checkpoint, run / "checkpoint.pt")
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    more = ("--resume", run, "--total-timesteps", "320")
+    assert "weights only" in fails(capsys, 2, command_line, "ppo", monkeypatch, *more)
+    assert {path: path.read_bytes() for path in run.iterdir()} == before
+
+
 def test_the_beginning_of_a_name_is_the_newest_run_with_it(monkeypatch, capsys):
     import ppo
 

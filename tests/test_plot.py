@@ -242,6 +242,13 @@ def test_settings_differ_in_colour_or_marker():
 NUMBERS = {
     ("CartPole-v1", "CleanRL", "ppo.py"): (490.04, 6.12),
     ("CartPole-v1", "official code", "ppo2"): (497.54, 4.02),
+    ("CartPole-v1", "CleanRL", "the blog post's"): (
+        284.0,
+        None,
+    ),  # shared network: from the figures
+    ("CartPole-v1", "official code", "ppo2 shared"): (202.9, None),
+    ("Acrobot-v1", "CleanRL", "the blog post's"): (-381.5, None),
+    ("Acrobot-v1", "official code", "ppo2 shared"): (-362.3, None),
     ("Acrobot-v1", "CleanRL", "ppo.py"): (-86.36, 1.32),
     ("Acrobot-v1", "official code", "ppo2"): (-81.82, 5.58),
     ("MountainCar-v0", "CleanRL", "ppo.py"): (-200, 0),
@@ -284,9 +291,11 @@ def test_published_numbers_are_those_that_were_published():
     for entry in plot.PUBLISHED["returns"]:
         script = entry["script"]
         if entry["code"] == "official code":
-            script = "ppo2 lstm" if entry["recurrent"] else "ppo2"
+            script = {"default": "ppo2", "LSTM": "ppo2 lstm", "shared": "ppo2 shared"}[
+                entry["network"]
+            ]
         else:
-            assert entry["recurrent"] == ("lstm" in script)
+            assert (entry["network"] == "LSTM") == ("lstm" in script)
         key = (entry["environment"], entry["code"], script)
         assert key not in found
         found[key] = entry
@@ -309,7 +318,7 @@ def test_published_numbers_are_those_that_were_published():
     [("Breakout-v5", [18, 42, 92, 142, 172]), ("Pong-v5", [-11.4, 10.0, 17.1, 18.9, 19.5])],
 )
 def test_published_curves_pass_through_the_published_milestones(environment, returns):
-    _, cleanrl = plot.published("curves", environment, recurrent=False)
+    _, cleanrl = plot.published("curves", environment, "default")
     at = dict(zip(cleanrl["steps"], cleanrl["returns"], strict=True))
     milestones = [at[million * 1_000_000] for million in range(1, 6)]
     np.testing.assert_allclose(
@@ -321,7 +330,7 @@ def test_published_curves_pass_through_the_published_milestones(environment, ret
 def test_every_published_result_has_its_source_and_one_of_each_code_is_drawn(kind):
     for entry in plot.PUBLISHED[kind]:
         assert "github" in entry["source"]
-        drawn = plot.published(kind, entry["environment"], entry["recurrent"])
+        drawn = plot.published(kind, entry["environment"], entry["network"])
         codes = [entry["code"] for entry in drawn]
         assert codes == [code for code in plot.CODES if code in codes]
     for entry in plot.PUBLISHED["curves"]:
@@ -330,7 +339,7 @@ def test_every_published_result_has_its_source_and_one_of_each_code_is_drawn(kin
         # It ends near the published final number, as far as a figure that is read and a version that differs allow.
         (final,) = [
             final
-            for final in plot.published("returns", entry["environment"], entry["recurrent"])
+            for final in plot.published("returns", entry["environment"], entry["network"])
             if final["code"] == entry["code"]
         ]
         slack = 0.1 * abs(final["mean"]) + 0.1
@@ -357,7 +366,7 @@ def test_every_published_result_has_its_source_and_one_of_each_code_is_drawn(kin
     ],
 )
 def test_published_twin_of_an_environment(environment, versions):
-    found = plot.published("returns", environment, recurrent=False)
+    found = plot.published("returns", environment, "default")
     assert [entry["environment"] for entry in found] == versions
 
 
@@ -399,6 +408,21 @@ def test_recurrent_runs_have_recurrent_twins():
         "official code LSTM 139.0\n(BreakoutNoFrameskip-v4, 10M)",
         "CleanRL LSTM 113.4\n(BreakoutNoFrameskip-v4, 10M)",
     ]
+
+
+def test_each_row_has_the_published_results_of_its_network():
+    settings = {
+        "separate": [run(episodes(np.full(200, 490.0)))],
+        "shared": [run(episodes(np.full(200, 249.0)))],
+    }
+    separate, shared = plot.final_returns({"CartPole-v1": settings}).to_dict("records")
+    assert (separate["official code mean"], separate["CleanRL mean"]) == (497.54, 490.04)
+    assert (shared["official code mean"], shared["CleanRL mean"]) == (202.9, 284.0)
+    # None was published for a shared network in MountainCar.
+    (row,) = plot.final_returns({"MountainCar-v0": {"shared": settings["shared"]}}).to_dict(
+        "records"
+    )
+    assert "official code mean" not in row
 
 
 def test_run_that_is_not_far_yet_keeps_its_scale():
