@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import io
 import re
+import subprocess
 import sys
 import tokenize
 import tomllib
@@ -440,3 +441,10 @@ def test_commands_of_a_docstring_exist(program):
     assert str(program.relative_to(ROOT)) in {name for name, _ in quoted}, (
         "a docstring says how its program is called"
     )
+
+
+@pytest.mark.parametrize(
+    "patch", sorted(ROOT.glob("benchmark/plans/*.patch")), ids=lambda path: path.stem
+)
+def test_the_patch_of_an_experiment_fits(patch):
+    subprocess.run(["git", "apply", "--check", patch], cwd=ROOT, check=True)
