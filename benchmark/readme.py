@@ -1,9 +1,9 @@
-"""Write the results into the README: the table, and the figure docs/results.png, from benchmark/results.
+"""Write the results into the README: the tables, and the figure docs/results.png, from benchmark/results.
 
     python benchmark/readme.py
 
-The table has a row for each setting of the plans below, with its command. The figure has the default setting in the
-four environments that are named here, as far as they have been run.
+The table has a row for each command of the plans below. Atari games have their milestones below it. The figure has the
+default setting in the four environments that are named here, as far as they have been run.
 """
 
 import importlib
@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmark")]  # also where this file is imported
@@ -60,32 +61,60 @@ def table() -> str:
     """Return the table of plot.py, with the command in place of environment and setting, and one mean of two."""
     lines = []
     for plan in PLANS:
-        if not (RESULTS / plan).is_dir():
-            continue
         meta = json.loads((RESULTS / plan / "meta.json").read_text(encoding="utf-8"))
-        groups = read(plan)
-        runs = [runs[0] for settings in groups.values() for runs in settings.values()]
-        commands = [command_of(meta[run.path.stem]) for run in runs]
-        header, line, *rows = plot.markdown(plot.final_returns(groups)).splitlines()
-        for command, row in zip(["command", "---", *commands], [header, line, *rows], strict=True):
-            _, _, _, *cells = row.split("|")
-            del cells[3]  # the interquartile mean
-            lines.append(f"| {command} |{'|'.join(cells)}\n")
+        for environment, settings in read(plan).items():
+            for setting, runs in settings.items():
+                by_command = {}  # what was stopped early has a row of its own
+                for run in runs:
+                    by_command.setdefault(command_of(meta[run.path.stem]), []).append(run)
+                for command, some in by_command.items():
+                    rows = plot.markdown(plot.final_returns({environment: {setting: some}}))
+                    firsts = ("command", "---", command)
+                    for first, row in zip(firsts, rows.splitlines(), strict=True):
+                        _, _, _, *cells = row.split("|")
+                        del cells[3]  # the interquartile mean
+                        lines.append(f"| {first} |{'|'.join(cells)}\n")
     return "".join(dict.fromkeys(lines))  # the header once
 
 
+def milestones() -> str:
+    """Return a table for each Atari game: the mean of the last 100 games after each million steps."""
+    text = ""
+    for environment, settings in read("atari").items():
+        for setting, runs in settings.items():
+            longest = max(run.episodes.steps[-1] for run in runs)
+            millions = np.arange(1, round(longest / 1e6, 1) + 1e-9).astype(int)
+            rows = {f"{environment}, {setting}": [f"{million}M" for million in millions]}
+            rows["---"] = ["---"] * len(millions)
+            for run in runs:
+                reached = [m for m in millions if run.episodes.steps[-1] > 0.99e6 * m]
+                rows[f"seed {run.seed}"] = [plot.number(return_at(run, m * 1e6)) for m in reached]
+            for curve in plot.published("curves", environment, plot.network_of(setting)):
+                values = np.interp(millions * 1e6, curve["steps"], curve["returns"])
+                rows[f"{curve['code']}, published"] = [plot.number(value) for value in values]
+            for name, cells in rows.items():
+                cells += [""] * (len(millions) - len(cells))
+                text += f"| {' | '.join([name, *cells])} |\n"
+            text += "\n"
+    return text
+
+
+def return_at(run: plot.Run, step: float) -> float:
+    """Return the mean of the last 100 episodes that had ended by a step."""
+    return run.episodes.returns[run.episodes.steps <= step][-plot.LAST :].mean()
+
+
 def page() -> str:
-    """Return the README with the table of today."""
+    """Return the README with the tables of today."""
     before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
-    return before + BEGIN + table() + END + after
+    return before + BEGIN + table() + "\n" + milestones() + END + after
 
 
 def draw() -> None:
     groups = {}
     for plan in PLANS:
-        if (RESULTS / plan).is_dir():
-            groups |= read(plan)
+        groups |= read(plan)
     groups = {
         name: {setting: groups[name][setting]} for name, setting in FIGURE.items() if name in groups
     }

@@ -1,5 +1,6 @@
 """The README's results are those of the raw data."""
 
+import csv
 import sys
 from pathlib import Path
 
@@ -38,3 +39,14 @@ def test_the_table_of_results_is_up_to_date():
 )
 def test_a_command_is_shortened_to_what_is_not_a_default(command, short):
     assert readme.command_of({"command": command, "finished": True}) == short
+
+
+def test_a_milestone_is_the_mean_of_the_last_100_games_until_then():
+    """Recomputed from the file with the csv module alone."""
+    path = readme.RESULTS / "atari" / "Breakout-v5__ppo_atari_envpool__1.csv"
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if int(row["step"]) <= 1_000_000]
+    mean = sum(float(row["return"]) for row in rows[-100:]) / 100
+    assert mean > 0
+    assert readme.return_at(readme.plot.read(path), 1_000_000) == pytest.approx(mean)
+    assert f"| seed 1 | {mean:.1f} | " in readme.milestones()
