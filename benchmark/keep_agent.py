@@ -3,7 +3,7 @@
     python benchmark/keep_agent.py runs/CartPole-v1__ppo__1
 
 It copies the checkpoint to agents/ENVIRONMENT without what only training needs, Adam's state for the most part,
-and writes what `evaluate.py --json` says of 20 games to evaluation.json beside it.
+and writes what `evaluate.py --json` says of 100 games to evaluation.json beside it.
 """
 
 import json
@@ -26,7 +26,7 @@ NEEDED = ("agent", "normalizer", "script", "version", "args", "iteration", "glob
 @dataclass
 class Args:
     run: tyro.conf.Positional[Path]  # run folder, or the beginning of its name
-    games: int = 20  # games to play
+    games: int = 100  # games to play
 
 
 def main(args: Args) -> None:

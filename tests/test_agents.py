@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -15,12 +16,14 @@ GAMES = {"CartPole-v1": 20, "Hopper-v5": 10, "Breakout-v5": 4}
 
 @pytest.mark.parametrize("name", GAMES)
 def test_an_agent_gives_the_returns_that_are_promised(name):
-    """On other seeds, within four standard errors of the mean, or 1 % of it where all games are equal."""
+    """On other seeds, within four standard errors of the mean; CartPole, whose games are all equal, stays solved."""
     promised = json.loads((AGENTS / name / "evaluation.json").read_text(encoding="utf-8"))
     result = evaluate.main(evaluate.Args((AGENTS / name,), episodes=GAMES[name], seed=7))
     assert (result["env_id"], result["global_step"]) == (name, promised["global_step"])
     error = promised["std"] * np.sqrt(1 / GAMES[name] + 1 / len(promised["returns"]))
-    assert result["mean"] >= promised["mean"] - max(4 * error, 0.01 * promised["mean"])
+    solved = gym.spec("CartPole-v1").reward_threshold
+    floor = solved if name == "CartPole-v1" else promised["mean"] - 4 * error
+    assert result["mean"] >= floor
 
 
 def test_agents_are_small():

@@ -444,7 +444,7 @@ def test_commands_of_a_docstring_exist(program):
 
 
 @pytest.mark.parametrize(
-    "patch", sorted(ROOT.glob("benchmark/plans/*.patch")), ids=lambda path: path.stem
+    "patch", sorted(ROOT.glob("benchmark/experiments/*.patch")), ids=lambda path: path.stem
 )
 def test_the_patch_of_an_experiment_fits(patch):
     subprocess.run(["git", "apply", "--check", patch], cwd=ROOT, check=True)
