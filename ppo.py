@@ -12,10 +12,15 @@
 CartPole-v1 reaches a mean return of 490 (ten seeds; 500 is the maximum) after 500,000 steps, which
 take about a minute on one CPU core.
 
-The algorithm is that of the official code, OpenAI's baselines ppo2. It has no settings for classic
-control; these are the blog post's. Two details differ: `approx_kl` is the mean of ratio - 1 - log
-ratio (official: half the mean square of log ratio), and --target-kl stops at its value (Spinning
-Up, where it comes from: at 1.5 times its value).
+The algorithm is that of the official code, ppo2 in github.com/openai/baselines at commit ea25b9e. A
+reference such as ppo2/runner.py#L56 is a line of it, below the folder baselines; a label such as
+Core 7 is a section of the blog post "The 37 Implementation Details of Proximal Policy
+Optimization".
+
+The official code has no settings for classic control; these are the blog post's. Two details
+differ: `approx_kl` is the mean of ratio - 1 - log ratio (official: half the mean square of log
+ratio), and --target-kl stops at its value (Spinning Up, where it comes from: at 1.5 times its
+value).
 
 Read from here to the end of `main`: arguments, environments, agent, advantages, loss, and the
 training loop. What comes after `main` (checks, checkpoints, log, progress) is not part of PPO.
@@ -75,12 +80,12 @@ class Args:
     norm_adv: bool = True  # normalise the advantages of each minibatch
     clip_coef: float = 0.2  # clip the ratio to [1 - clip_coef, 1 + clip_coef]
     anneal_clip_coef: bool = False  # decrease clip_coef linearly to 0 as well
-    clip_vloss: bool = True  # clip the change of the value prediction by clip_coef as well
+    clip_vloss: bool = True  # clip the value prediction to within clip_coef of the old one
     ent_coef: float = 0.01  # weight of the entropy bonus
     vf_coef: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # clip the global norm of the gradient to this
-    target_kl: float | None = None  # stop an update's epochs once their mean KL exceeds this
-    bootstrap_truncated: bool = False  # bootstrap the value at a time limit
+    target_kl: float | None = None  # end an update's epochs after one whose mean KL exceeds this
+    bootstrap_truncated: bool = False  # add the value of what a time limit cuts off
     shared_network: bool = False  # one body for policy and value instead of two
 
     # Run
@@ -105,7 +110,8 @@ def make_env(env_id: str, idx: int, capture_video: bool, run_dir: Path) -> gym.E
     record = capture_video and idx == 0
     env = gym.make(env_id, render_mode="rgb_array") if record else gym.make(env_id)
     check_spaces(env_id, env)
-    if len(env.observation_space.shape or ()) != 1:
+    obs_space = env.observation_space
+    if not isinstance(obs_space, gym.spaces.Box) or len(obs_space.shape) != 1:
         env = gym.wrappers.FlattenObservation(env)
     if env.action_space.start != 0:  # the agent counts from 0
         start = env.action_space.start
@@ -128,7 +134,7 @@ def make_envs(args: Args, run_dir: Path) -> gym.vector.VectorEnv:
 
 
 def check_spaces(env_id: str, env: gym.Env) -> None:
-    """End with one line if this script cannot train on `env`."""
+    """Exit with one line if this script cannot train on `env`."""
     check_observations(env_id, env.observation_space)
     if isinstance(env.action_space, gym.spaces.Box):
         fail(f"{env_id} has continuous actions: use ppo_continuous_action.py")
@@ -139,9 +145,10 @@ def check_spaces(env_id: str, env: gym.Env) -> None:
 
 
 def check_observations(env_id: str, space: gym.Space) -> None:
-    """End with one line unless `space` is made of numbers, which FlattenObservation can take."""
+    """Exit with one line unless `space` is made of numbers, which FlattenObservation can take."""
     if isinstance(space, gym.spaces.Dict | gym.spaces.Tuple):
-        for part in space.values() if isinstance(space, gym.spaces.Dict) else space:
+        parts = space.values() if isinstance(space, gym.spaces.Dict) else space
+        for part in parts:
             check_observations(env_id, part)
     elif isinstance(space, gym.spaces.Box):
         if space.dtype == np.uint8 and len(space.shape) == 3 and min(space.shape[:2]) >= 36:
@@ -156,10 +163,10 @@ def check_observations(env_id: str, space: gym.Space) -> None:
 # Agent
 
 
-def layer_init(layer: nn.Module, std: float = 2**0.5, bias: float = 0.0) -> nn.Module:
-    """Core 2: orthogonal weights with gain `std`, constant bias (baselines a2c/utils.py#L58)."""
+def layer_init(layer: nn.Module, std: float = 2**0.5) -> nn.Module:
+    """Core 2: orthogonal weights with gain `std`, zero biases (a2c/utils.py#L58)."""
     nn.init.orthogonal_(layer.weight, std)
-    nn.init.constant_(layer.bias, bias)
+    nn.init.zeros_(layer.bias)
     return layer
 
 
@@ -173,7 +180,7 @@ def sample(logits: Tensor, greedy: bool = False) -> Tensor:
 
 
 class Agent(nn.Module):
-    """Policy and value networks (baselines common/policies.py)."""
+    """Policy and value networks (common/policies.py)."""
 
     def __init__(self, envs: gym.vector.VectorEnv, shared_network: bool = False):
         super().__init__()
@@ -242,9 +249,9 @@ def compute_gae(
 ) -> tuple[Tensor, Tensor]:
     """Core 5: generalized advantage estimation (Schulman et al. 2016; ppo2/runner.py#L56-L65).
 
-    `rewards`, `values`, `dones` are (num_steps, num_envs); `dones[t]` is 1 where `obs[t]` begins an
-    episode (but the first). `next_value`, `next_done` (num_envs,) belong to the observation after
-    the last step.
+    `rewards`, `values` and `dones` are (num_steps, num_envs). `dones[t]` is 1 where the step before
+    t ended an episode, so that `obs[t]` is the first observation of the next one. `next_value` and
+    `next_done`, (num_envs,), belong to the observation after the last step.
     Returns the advantages and the targets of the value function, both (num_steps, num_envs).
     """
     next_values = torch.cat([values[1:], next_value[None]])
@@ -253,7 +260,7 @@ def compute_gae(
     deltas = rewards + gamma * continues * next_values - values
 
     advantages = torch.zeros_like(rewards)
-    advantage = torch.zeros_like(next_value)  # of what follows the last step
+    advantage = torch.zeros_like(next_value)  # beyond the last step, all is in next_value
     for t in reversed(range(len(rewards))):
         advantage = deltas[t] + gamma * gae_lambda * continues[t] * advantage
         advantages[t] = advantage
@@ -300,7 +307,7 @@ def ppo_loss(
 def compute_gradient(agent: Agent, mb: Batch, clip_coef: float, args: Args) -> dict[str, Tensor]:
     """Set every parameter's gradient to that of a minibatch's loss; return the statistics."""
     if torch.compiler.is_compiling():
-        # As loss.backward() below, in a form that the compiler takes whole.
+        # The same gradient as that of loss.backward() below, in a form that torch.compile can take.
         def loss_of(parameters: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
             return ppo_loss(partial(call_with, parameters), mb, clip_coef, args)
 
@@ -338,6 +345,7 @@ def main(args: Args) -> Agent:
     with one_line_errors(args.env_id):
         envs = make_envs(args, run_dir)
     agent = Agent(envs, args.shared_network).to(device)
+    # Adam's epsilon is set before each of its steps, below.
     optimizer = optim.Adam(agent.parameters(), lr=args.learning_rate, fused=True)
     gradient_fn = torch.compile(compute_gradient) if args.compile else compute_gradient
     # Seeds, log, checkpoints: see below. On a resume, it restores what is handed to it.
@@ -366,7 +374,7 @@ def main(args: Args) -> Agent:
         clip_coef = args.clip_coef * remaining if args.anneal_clip_coef else args.clip_coef
         optimizer.param_groups[0]["lr"] = lr
         if args.compile and args.anneal_clip_coef:
-            clip_coef = torch.tensor(clip_coef, device=device)  # a float would be compiled anew
+            clip_coef = torch.tensor(clip_coef, device=device)  # every new float is compiled anew
 
         # Roll out the policy. next_obs and next_done carry over to the next iteration.
         with torch.no_grad():
@@ -384,7 +392,7 @@ def main(args: Args) -> Agent:
                     final_obs = torch.stack([to_tensor(x) for x in infos["final_obs"][cut]])
                     rewards[step, cut] += args.gamma * agent.get_value(final_obs).cpu().numpy()
 
-            # The weights have not changed: log-probabilities and values of all rows at once.
+            # The weights are still those that acted: evaluate all rows at once.
             b_obs = to_tensor(obs).flatten(0, 1)
             b_actions = torch.as_tensor(actions, device=device).flatten(0, 1)
             _, logprobs, _, values = agent.get_action_and_value(b_obs, b_actions)
@@ -414,8 +422,8 @@ def main(args: Args) -> Agent:
             for rows in torch.randperm(batch_size, device=device).chunk(args.num_minibatches):
                 optimizer.zero_grad()
                 mb_stats = gradient_fn(agent, batch.select(rows), clip_coef, args)
-                # Core 3: epsilon is 1e-5, which TensorFlow adds before the bias correction of Adam,
-                # and PyTorch after it
+                # Core 3: epsilon is 1e-5. TensorFlow adds it before Adam's bias correction, PyTorch
+                # after it: divided by the correction, it makes PyTorch take TensorFlow's step.
                 adam_steps += 1
                 optimizer.param_groups[0]["eps"] = 1e-5 / (1 - 0.999**adam_steps) ** 0.5
                 optimizer.step()
@@ -447,7 +455,7 @@ def say(message: str, stream: TextIO | None) -> None:
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
-    """End with one line on stderr; exit code 2 means wrong usage."""
+    """Exit with one line on stderr; exit code 2 means wrong usage."""
     say(f"error: {message}", sys.stderr)
     raise SystemExit(code)
 
@@ -457,7 +465,7 @@ def flag(name: str) -> str:
 
 
 def check_args(args: Args) -> None:
-    """End with one line that says what to change if the arguments make no sense."""
+    """Exit with one line that says what to change if the arguments make no sense."""
     sizes = ("num_envs", "num_steps", "num_minibatches", "update_epochs", "total_timesteps")
     for name in (*sizes, "save_every"):
         if getattr(args, name) < 1:
@@ -574,7 +582,7 @@ def find_run(path: Path) -> Path:
 
 
 def load_checkpoint(run_dir: Path) -> dict:
-    """Read the checkpoint of a run, or end with one line that says what is wrong with it."""
+    """Read the checkpoint of a run, or exit with one line that says what is wrong with it."""
     path = run_dir / "checkpoint.pt"
     try:
         # torch.load does not look at the checksums; with weights_only it runs no foreign code.
@@ -585,7 +593,7 @@ def load_checkpoint(run_dir: Path) -> dict:
         version = checkpoint["version"]
         iteration = checkpoint["iteration"]
         global_step = checkpoint["global_step"]
-        counted = type(iteration) is type(global_step) is int and iteration > 0 < batch_size
+        counted = type(iteration) is type(global_step) is int and iteration > 0 and batch_size > 0
         counted = counted and global_step == iteration * batch_size
         known = isinstance(checkpoint["script"], str) and type(version) is int
     except Exception:  # a missing, damaged or foreign file can raise anything

@@ -10,13 +10,18 @@
 
     python ppo_atari.py --env-id BreakoutNoFrameskip-v4
 
-The algorithm is that of the official code, OpenAI's baselines ppo2. The environments differ in four
-things: a game is cut after 108,000 frames (official: 400,000), a stack starts with four copies of
-the first frame (official: three are black), frames are made grey before the maximum of two is taken
-(official: after it), and a life lost in the step of the cut is an end, which --bootstrap-truncated
-leaves alone. Two details differ: `approx_kl` is the mean of ratio - 1 - log ratio (official: half
-the mean square of log ratio), and --target-kl stops at its value (Spinning Up, where it comes from:
-at 1.5 times its value).
+The algorithm is that of the official code, ppo2 in github.com/openai/baselines at commit ea25b9e. A
+reference such as ppo2/runner.py#L56 is a line of it, below the folder baselines; a label such as
+Core 7 is a section of the blog post "The 37 Implementation Details of Proximal Policy
+Optimization".
+
+The environments differ from the official ones in three things: a game is cut after 108,000 frames
+(official: 400,000), a stack starts with four copies of the first frame (official: three are black),
+and frames are made grey before the maximum of two is taken (official: after it). With
+--bootstrap-truncated, a life lost in the very step of the cut still counts as an end. Two details
+differ: `approx_kl` is the mean of ratio - 1 - log ratio (official: half the mean square of log
+ratio), and --target-kl stops at its value (Spinning Up, where it comes from: at 1.5 times its
+value).
 
 Read from here to the end of `main`: arguments, environments, agent, advantages, loss, and the
 training loop. What comes after `main` (checks, checkpoints, log, progress) is not part of PPO.
@@ -77,12 +82,12 @@ class Args:
     norm_adv: bool = True  # normalise the advantages of each minibatch
     clip_coef: float = 0.1  # clip the ratio to [1 - clip_coef, 1 + clip_coef]
     anneal_clip_coef: bool = False  # decrease clip_coef linearly to 0 as well
-    clip_vloss: bool = True  # clip the change of the value prediction by clip_coef as well
+    clip_vloss: bool = True  # clip the value prediction to within clip_coef of the old one
     ent_coef: float = 0.01  # weight of the entropy bonus
     vf_coef: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # clip the global norm of the gradient to this
-    target_kl: float | None = None  # stop an update's epochs once their mean KL exceeds this
-    bootstrap_truncated: bool = False  # bootstrap the value at a time limit
+    target_kl: float | None = None  # end an update's epochs after one whose mean KL exceeds this
+    bootstrap_truncated: bool = False  # add the value of what a time limit cuts off
 
     # Run
     seed: int = 1  # seed of everything random
@@ -102,7 +107,7 @@ class Args:
 
 
 class EpisodicLifeEnv(gym.Wrapper):
-    """Atari 3: a lost life ends the episode, while the game goes on (atari_wrappers.py#L61)."""
+    """Atari 3: a lost life ends the episode, not the game (common/atari_wrappers.py#L61)."""
 
     lives = 0
     game_over = True
@@ -130,7 +135,7 @@ class EpisodicLifeEnv(gym.Wrapper):
 
 
 class FireResetEnv(gym.Wrapper):
-    """Atari 4: press FIRE, then take action 2, where games wait for it (atari_wrappers.py#L41)."""
+    """Atari 4: press FIRE, then action 2, where games need it (common/atari_wrappers.py#L41)."""
 
     def reset(self, **kwargs):
         obs, info = self.env.reset(**kwargs)
@@ -155,11 +160,11 @@ def make_env(env_id: str, idx: int, capture_video: bool, run_dir: Path) -> gym.E
         env,
         noop_max=30,  # Atari 1: 1 to 30 no-ops on reset
         frame_skip=4,  # Atari 2: actions repeated 4 times; the last two frames' maximum is seen
-        screen_size=84,  # Atari 5: 84 x 84, and grey, as is the default
+        grayscale_obs=True,  # Atari 5: grey, 84 x 84
+        screen_size=84,
     )
-    env = gym.wrappers.RecordEpisodeStatistics(
-        env
-    )  # below the wrappers that cut games and clip rewards
+    # Here, where games are whole and rewards unclipped
+    env = gym.wrappers.RecordEpisodeStatistics(env)
     if record:
         env = gym.wrappers.RecordVideo(env, str(run_dir / "videos"), fps=15, disable_logger=True)
     env = EpisodicLifeEnv(env)
@@ -182,7 +187,7 @@ def make_envs(args: Args, run_dir: Path) -> gym.vector.VectorEnv:
 
 
 def check_game(env_id: str) -> None:
-    """End with one line if `env_id` is not an Atari game."""
+    """Exit with one line if `env_id` is not an Atari game."""
     module, _, name = env_id.rpartition(":")
     if module:
         importlib.import_module(module)
@@ -194,10 +199,10 @@ def check_game(env_id: str) -> None:
 # Agent
 
 
-def layer_init(layer: nn.Module, std: float = 2**0.5, bias: float = 0.0) -> nn.Module:
-    """Core 2: orthogonal weights with gain `std`, constant bias (baselines a2c/utils.py#L58)."""
+def layer_init(layer: nn.Module, std: float = 2**0.5) -> nn.Module:
+    """Core 2: orthogonal weights with gain `std`, zero biases (a2c/utils.py#L58)."""
     nn.init.orthogonal_(layer.weight, std)
-    nn.init.constant_(layer.bias, bias)
+    nn.init.zeros_(layer.bias)
     return layer
 
 
@@ -211,7 +216,7 @@ def sample(logits: Tensor, greedy: bool = False) -> Tensor:
 
 
 class Agent(nn.Module):
-    """Policy and value on top of one convolutional network (baselines common/policies.py)."""
+    """Policy and value on top of one convolutional network (common/policies.py)."""
 
     def __init__(self, envs: gym.vector.VectorEnv):
         super().__init__()
@@ -283,9 +288,9 @@ def compute_gae(
 ) -> tuple[Tensor, Tensor]:
     """Core 5: generalized advantage estimation (Schulman et al. 2016; ppo2/runner.py#L56-L65).
 
-    `rewards`, `values`, `dones` are (num_steps, num_envs); `dones[t]` is 1 where `obs[t]` begins an
-    episode (but the first). `next_value`, `next_done` (num_envs,) belong to the observation after
-    the last step.
+    `rewards`, `values` and `dones` are (num_steps, num_envs). `dones[t]` is 1 where the step before
+    t ended an episode, so that `obs[t]` is the first observation of the next one. `next_value` and
+    `next_done`, (num_envs,), belong to the observation after the last step.
     Returns the advantages and the targets of the value function, both (num_steps, num_envs).
     """
     next_values = torch.cat([values[1:], next_value[None]])
@@ -294,7 +299,7 @@ def compute_gae(
     deltas = rewards + gamma * continues * next_values - values
 
     advantages = torch.zeros_like(rewards)
-    advantage = torch.zeros_like(next_value)  # of what follows the last step
+    advantage = torch.zeros_like(next_value)  # beyond the last step, all is in next_value
     for t in reversed(range(len(rewards))):
         advantage = deltas[t] + gamma * gae_lambda * continues[t] * advantage
         advantages[t] = advantage
@@ -341,7 +346,7 @@ def ppo_loss(
 def compute_gradient(agent: Agent, mb: Batch, clip_coef: float, args: Args) -> dict[str, Tensor]:
     """Set every parameter's gradient to that of a minibatch's loss; return the statistics."""
     if torch.compiler.is_compiling():
-        # As loss.backward() below, in a form that the compiler takes whole.
+        # The same gradient as that of loss.backward() below, in a form that torch.compile can take.
         def loss_of(parameters: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
             return ppo_loss(partial(call_with, parameters), mb, clip_coef, args)
 
@@ -379,15 +384,16 @@ def main(args: Args) -> Agent:
     with one_line_errors(args.env_id):
         envs = make_envs(args, run_dir)
     agent = Agent(envs).to(device)
+    # Adam's epsilon is set before each of its steps, below.
     optimizer = optim.Adam(agent.parameters(), lr=args.learning_rate, fused=True)
-    mode = "reduce-overhead" if device.type == "cuda" else None  # CUDA graphs: a single launch
+    mode = "reduce-overhead" if device.type == "cuda" else None  # CUDA graphs
     gradient_fn = torch.compile(compute_gradient, mode=mode) if args.compile else compute_gradient
     # Seeds, log, checkpoints: see below. On a resume, it restores what is handed to it.
     run = Run(args, run_dir, agent=agent, optimizer=optimizer)
 
-    # One rollout. The images stay on the learner's device, with their channels last in memory, as
-    # convolutions like it. Log-probabilities and values are kept as they come: to compute them at
-    # the end, as ppo.py does, would take a second pass through the convolutions.
+    # One rollout. The images stay on the learner's device, with their channels last in memory,
+    # which suits convolutions. Log-probabilities and values are kept as they come: to compute them
+    # at the end, as ppo.py does, would take a second pass through the convolutions.
     obs = torch.zeros((args.num_steps, args.num_envs, 84, 84, 4), dtype=torch.uint8, device=device)
     obs = obs.movedim(-1, 2)  # (num_steps, num_envs, 4, 84, 84)
     actions = torch.zeros((args.num_steps, args.num_envs), dtype=torch.int64, device=device)
@@ -411,7 +417,7 @@ def main(args: Args) -> Agent:
         clip_coef = args.clip_coef * remaining if args.anneal_clip_coef else args.clip_coef
         optimizer.param_groups[0]["lr"] = lr
         if args.compile and args.anneal_clip_coef:
-            clip_coef = torch.tensor(clip_coef, device=device)  # a float would be compiled anew
+            clip_coef = torch.tensor(clip_coef, device=device)  # every new float is compiled anew
 
         # Roll out the policy. next_obs and next_done carry over to the next iteration.
         with torch.no_grad():
@@ -459,12 +465,12 @@ def main(args: Args) -> Agent:
             for rows in torch.randperm(batch_size, device=device).chunk(args.num_minibatches):
                 optimizer.zero_grad()
                 mb_stats = gradient_fn(agent, batch.select(rows), clip_coef, args)
-                # Core 3: epsilon is 1e-5, which TensorFlow adds before the bias correction of Adam,
-                # and PyTorch after it
+                # Core 3: epsilon is 1e-5. TensorFlow adds it before Adam's bias correction, PyTorch
+                # after it: divided by the correction, it makes PyTorch take TensorFlow's step.
                 adam_steps += 1
                 optimizer.param_groups[0]["eps"] = 1e-5 / (1 - 0.999**adam_steps) ** 0.5
                 optimizer.step()
-                # A copy, because a CUDA graph uses its memory again.
+                # Copies, because a CUDA graph uses its memory again
                 stats.append({name: x.clone() for name, x in mb_stats.items()})
             if args.target_kl is not None:
                 # Aux 3: stop when this epoch has moved the policy too far
@@ -493,7 +499,7 @@ def say(message: str, stream: TextIO | None) -> None:
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
-    """End with one line on stderr; exit code 2 means wrong usage."""
+    """Exit with one line on stderr; exit code 2 means wrong usage."""
     say(f"error: {message}", sys.stderr)
     raise SystemExit(code)
 
@@ -503,7 +509,7 @@ def flag(name: str) -> str:
 
 
 def check_args(args: Args) -> None:
-    """End with one line that says what to change if the arguments make no sense."""
+    """Exit with one line that says what to change if the arguments make no sense."""
     sizes = ("num_envs", "num_steps", "num_minibatches", "update_epochs", "total_timesteps")
     for name in (*sizes, "save_every"):
         if getattr(args, name) < 1:
@@ -620,7 +626,7 @@ def find_run(path: Path) -> Path:
 
 
 def load_checkpoint(run_dir: Path) -> dict:
-    """Read the checkpoint of a run, or end with one line that says what is wrong with it."""
+    """Read the checkpoint of a run, or exit with one line that says what is wrong with it."""
     path = run_dir / "checkpoint.pt"
     try:
         # torch.load does not look at the checksums; with weights_only it runs no foreign code.
@@ -631,7 +637,7 @@ def load_checkpoint(run_dir: Path) -> dict:
         version = checkpoint["version"]
         iteration = checkpoint["iteration"]
         global_step = checkpoint["global_step"]
-        counted = type(iteration) is type(global_step) is int and iteration > 0 < batch_size
+        counted = type(iteration) is type(global_step) is int and iteration > 0 and batch_size > 0
         counted = counted and global_step == iteration * batch_size
         known = isinstance(checkpoint["script"], str) and type(version) is int
     except Exception:  # a missing, damaged or foreign file can raise anything

@@ -13,13 +13,17 @@
 An earlier version of this script reached a mean return of 20.6 in Breakout after 500,000 steps
 (seed 1).
 
-The algorithm is that of the official code, OpenAI's baselines ppo2, with its network `cnn_lstm`.
-The environments differ in four things: a game is cut after 108,000 frames (official: 400,000),
-there is one frame (official: four), frames are made grey before the maximum of two is taken
-(official: after it), and a life lost in the step of the cut is an end, which --bootstrap-truncated
-leaves alone. Two details differ: `approx_kl` is the mean of ratio - 1 - log ratio (official: half
-the mean square of log ratio), and --target-kl stops at its value (Spinning Up, where it comes from:
-at 1.5 times its value).
+The algorithm is that of the official code, ppo2 in github.com/openai/baselines at commit ea25b9e,
+with its network `cnn_lstm`. A reference such as ppo2/runner.py#L56 is a line of it, below the
+folder baselines; a label such as Core 7 is a section of the blog post "The 37 Implementation
+Details of Proximal Policy Optimization".
+
+The environments differ from the official ones in three things: a game is cut after 108,000 frames
+(official: 400,000), there is one frame (official: four), and frames are made grey before the
+maximum of two is taken (official: after it). With --bootstrap-truncated, a life lost in the very
+step of the cut still counts as an end. Two details differ: `approx_kl` is the mean of ratio - 1 -
+log ratio (official: half the mean square of log ratio), and --target-kl stops at its value
+(Spinning Up, where it comes from: at 1.5 times its value).
 
 Read from here to the end of `main`: arguments, environments, agent, advantages, loss, and the
 training loop. What comes after `main` (checks, checkpoints, log, progress) is not part of PPO.
@@ -80,12 +84,12 @@ class Args:
     norm_adv: bool = True  # normalise the advantages of each minibatch
     clip_coef: float = 0.1  # clip the ratio to [1 - clip_coef, 1 + clip_coef]
     anneal_clip_coef: bool = False  # decrease clip_coef linearly to 0 as well
-    clip_vloss: bool = True  # clip the change of the value prediction by clip_coef as well
+    clip_vloss: bool = True  # clip the value prediction to within clip_coef of the old one
     ent_coef: float = 0.01  # weight of the entropy bonus
     vf_coef: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # clip the global norm of the gradient to this
-    target_kl: float | None = None  # stop an update's epochs once their mean KL exceeds this
-    bootstrap_truncated: bool = False  # bootstrap the value at a time limit
+    target_kl: float | None = None  # end an update's epochs after one whose mean KL exceeds this
+    bootstrap_truncated: bool = False  # add the value of what a time limit cuts off
 
     # Run
     seed: int = 1  # seed of everything random
@@ -105,7 +109,7 @@ class Args:
 
 
 class EpisodicLifeEnv(gym.Wrapper):
-    """Atari 3: a lost life ends the episode, while the game goes on (atari_wrappers.py#L61)."""
+    """Atari 3: a lost life ends the episode, not the game (common/atari_wrappers.py#L61)."""
 
     lives = 0
     game_over = True
@@ -133,7 +137,7 @@ class EpisodicLifeEnv(gym.Wrapper):
 
 
 class FireResetEnv(gym.Wrapper):
-    """Atari 4: press FIRE, then take action 2, where games wait for it (atari_wrappers.py#L41)."""
+    """Atari 4: press FIRE, then action 2, where games need it (common/atari_wrappers.py#L41)."""
 
     def reset(self, **kwargs):
         obs, info = self.env.reset(**kwargs)
@@ -158,11 +162,11 @@ def make_env(env_id: str, idx: int, capture_video: bool, run_dir: Path) -> gym.E
         env,
         noop_max=30,  # Atari 1: 1 to 30 no-ops on reset
         frame_skip=4,  # Atari 2: actions repeated 4 times; the last two frames' maximum is seen
-        screen_size=84,  # Atari 5: 84 x 84, and grey, as is the default
+        grayscale_obs=True,  # Atari 5: grey, 84 x 84
+        screen_size=84,
     )
-    env = gym.wrappers.RecordEpisodeStatistics(
-        env
-    )  # below the wrappers that cut games and clip rewards
+    # Here, where games are whole and rewards unclipped
+    env = gym.wrappers.RecordEpisodeStatistics(env)
     if record:
         env = gym.wrappers.RecordVideo(env, str(run_dir / "videos"), fps=15, disable_logger=True)
     env = EpisodicLifeEnv(env)
@@ -185,7 +189,7 @@ def make_envs(args: Args, run_dir: Path) -> gym.vector.VectorEnv:
 
 
 def check_game(env_id: str) -> None:
-    """End with one line if `env_id` is not an Atari game."""
+    """Exit with one line if `env_id` is not an Atari game."""
     module, _, name = env_id.rpartition(":")
     if module:
         importlib.import_module(module)
@@ -197,10 +201,10 @@ def check_game(env_id: str) -> None:
 # Agent
 
 
-def layer_init(layer: nn.Module, std: float = 2**0.5, bias: float = 0.0) -> nn.Module:
-    """Core 2: orthogonal weights with gain `std`, constant bias (baselines a2c/utils.py#L58)."""
+def layer_init(layer: nn.Module, std: float = 2**0.5) -> nn.Module:
+    """Core 2: orthogonal weights with gain `std`, zero biases (a2c/utils.py#L58)."""
     nn.init.orthogonal_(layer.weight, std)
-    nn.init.constant_(layer.bias, bias)
+    nn.init.zeros_(layer.bias)
     return layer
 
 
@@ -214,11 +218,11 @@ def sample(logits: Tensor, greedy: bool = False) -> Tensor:
 
 
 class Agent(nn.Module):
-    """Policy and value on top of convolutions and an LSTM (baselines common/models.py#L103-L182).
+    """Policy and value on top of convolutions and an LSTM (common/models.py#L103-L182).
 
-    Rows lie time first: all environments at one step, then all at the next. `done` (rows,) is 1
-    where a row begins an episode, and `lstm_state` (num_envs, 256), hidden state and cell state, is
-    the one before the first step.
+    Rows are in the order of time: all environments at the first step, then all at the second.
+    `done`, (rows,), is 1 where a row begins an episode. `lstm_state`, (num_envs, 256), is hidden
+    and cell state before the first step.
     """
 
     def __init__(self, envs: gym.vector.VectorEnv):
@@ -257,7 +261,7 @@ class Agent(nn.Module):
         num_envs = len(lstm_state)
         outputs = []
         for features_t, done_t in zip(features.split(num_envs), done.split(num_envs), strict=True):
-            # LSTM 3: nothing is kept of the episode before
+            # LSTM 3: where a new episode begins, the state is set to zero
             lstm_state = lstm_state * (1 - done_t[:, None])
             hidden, cell = self.lstm(features_t, lstm_state.chunk(2, dim=1))
             lstm_state = torch.cat([hidden, cell], dim=1)
@@ -278,7 +282,7 @@ class Agent(nn.Module):
 
     def get_action_and_value(
         self, x: Tensor, lstm_state: Tensor, done: Tensor, action: Tensor | None = None
-    ):
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return action, log-probability, entropy and value, each (rows,), and the next LSTM state."""
         hidden, lstm_state = self.get_states(x, lstm_state, done)
         logits = self.actor(hidden)
@@ -298,7 +302,7 @@ class Agent(nn.Module):
 
 
 class Batch(NamedTuple):
-    """What the learner sees, (num_steps, num_envs, ...); a minibatch has some environments' rows."""
+    """What the learner sees, (num_steps, num_envs, ...); a minibatch is (rows, ...) of some columns."""
 
     obs: Tensor  # (rows, 1, 84, 84) uint8
     actions: Tensor  # (rows,) int64
@@ -309,8 +313,8 @@ class Batch(NamedTuple):
     dones: Tensor  # (rows,) 1 where the observation begins an episode
     lstm_state: Tensor  # (environments, 256) before the first of these rows
 
-    def select(self, envs: Tensor) -> "Batch":
-        return Batch(*(field[:, envs].flatten(0, 1) for field in self))
+    def select(self, columns: Tensor) -> "Batch":
+        return Batch(*(field[:, columns].flatten(0, 1) for field in self))
 
 
 def compute_gae(
@@ -318,9 +322,9 @@ def compute_gae(
 ) -> tuple[Tensor, Tensor]:
     """Core 5: generalized advantage estimation (Schulman et al. 2016; ppo2/runner.py#L56-L65).
 
-    `rewards`, `values`, `dones` are (num_steps, num_envs); `dones[t]` is 1 where `obs[t]` begins an
-    episode (but the first). `next_value`, `next_done` (num_envs,) belong to the observation after
-    the last step.
+    `rewards`, `values` and `dones` are (num_steps, num_envs). `dones[t]` is 1 where the step before
+    t ended an episode, so that `obs[t]` is the first observation of the next one. `next_value` and
+    `next_done`, (num_envs,), belong to the observation after the last step.
     Returns the advantages and the targets of the value function, both (num_steps, num_envs).
     """
     next_values = torch.cat([values[1:], next_value[None]])
@@ -329,7 +333,7 @@ def compute_gae(
     deltas = rewards + gamma * continues * next_values - values
 
     advantages = torch.zeros_like(rewards)
-    advantage = torch.zeros_like(next_value)  # of what follows the last step
+    advantage = torch.zeros_like(next_value)  # beyond the last step, all is in next_value
     for t in reversed(range(len(rewards))):
         advantage = deltas[t] + gamma * gae_lambda * continues[t] * advantage
         advantages[t] = advantage
@@ -395,14 +399,15 @@ def main(args: Args) -> Agent:
     with one_line_errors(args.env_id):
         envs = make_envs(args, run_dir)
     agent = Agent(envs).to(device)
+    # Adam's epsilon is set before each of its steps, below.
     optimizer = optim.Adam(agent.parameters(), lr=args.learning_rate, fused=True)
     if args.compile:  # the convolutions alone: the LSTM, unrolled, would take minutes to compile
         agent.network.forward = torch.compile(agent.network.forward)
     # Seeds, log, checkpoints: see below. On a resume, it restores what is handed to it.
     run = Run(args, run_dir, agent=agent, optimizer=optimizer)
 
-    # One rollout. The images stay on the learner's device, with their channels last in memory, as
-    # convolutions like it.
+    # One rollout. The images stay on the learner's device, with their channels last in memory,
+    # which suits convolutions.
     obs = torch.zeros((args.num_steps, args.num_envs, 84, 84, 1), dtype=torch.uint8, device=device)
     obs = obs.movedim(-1, 2)  # (num_steps, num_envs, 1, 84, 84)
     actions = torch.zeros((args.num_steps, args.num_envs), dtype=torch.int64, device=device)
@@ -428,7 +433,7 @@ def main(args: Args) -> Agent:
         optimizer.param_groups[0]["lr"] = lr
 
         # Roll out the policy. next_obs and next_done carry over to the next iteration.
-        # LSTM 5: every epoch runs the LSTM again from this state, with the weights of the moment
+        # LSTM 5: every epoch runs the LSTM from this state again, with the current weights
         initial_lstm_state = lstm_state
         with torch.no_grad():
             for step in range(args.num_steps):
@@ -471,13 +476,13 @@ def main(args: Args) -> Agent:
             advantages=advantages,
             returns=returns,
             dones=to_tensor(dones),
-            lstm_state=initial_lstm_state[None],
+            lstm_state=initial_lstm_state[None],  # of one step
         )
 
         stats = []
         for _ in range(args.update_epochs):
             # Core 6: every epoch visits every row once, in a new random order
-            # LSTM 4: of whole environments, since the order in time must stay
+            # LSTM 4: minibatches are whole environments, since the order in time must stay
             for columns in torch.randperm(args.num_envs, device=device).chunk(args.num_minibatches):
                 optimizer.zero_grad()
                 loss, mb_stats = ppo_loss(agent, batch.select(columns), clip_coef, args)
@@ -486,8 +491,8 @@ def main(args: Args) -> Agent:
                 mb_stats["grad_norm"] = nn.utils.clip_grad_norm_(
                     agent.parameters(), args.max_grad_norm
                 )
-                # Core 3: epsilon is 1e-5, which TensorFlow adds before the bias correction of Adam,
-                # and PyTorch after it
+                # Core 3: epsilon is 1e-5. TensorFlow adds it before Adam's bias correction, PyTorch
+                # after it: divided by the correction, it makes PyTorch take TensorFlow's step.
                 adam_steps += 1
                 optimizer.param_groups[0]["eps"] = 1e-5 / (1 - 0.999**adam_steps) ** 0.5
                 optimizer.step()
@@ -519,7 +524,7 @@ def say(message: str, stream: TextIO | None) -> None:
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
-    """End with one line on stderr; exit code 2 means wrong usage."""
+    """Exit with one line on stderr; exit code 2 means wrong usage."""
     say(f"error: {message}", sys.stderr)
     raise SystemExit(code)
 
@@ -529,7 +534,7 @@ def flag(name: str) -> str:
 
 
 def check_args(args: Args) -> None:
-    """End with one line that says what to change if the arguments make no sense."""
+    """Exit with one line that says what to change if the arguments make no sense."""
     sizes = ("num_envs", "num_steps", "num_minibatches", "update_epochs", "total_timesteps")
     for name in (*sizes, "save_every"):
         if getattr(args, name) < 1:
@@ -646,7 +651,7 @@ def find_run(path: Path) -> Path:
 
 
 def load_checkpoint(run_dir: Path) -> dict:
-    """Read the checkpoint of a run, or end with one line that says what is wrong with it."""
+    """Read the checkpoint of a run, or exit with one line that says what is wrong with it."""
     path = run_dir / "checkpoint.pt"
     try:
         # torch.load does not look at the checksums; with weights_only it runs no foreign code.
@@ -657,7 +662,7 @@ def load_checkpoint(run_dir: Path) -> dict:
         version = checkpoint["version"]
         iteration = checkpoint["iteration"]
         global_step = checkpoint["global_step"]
-        counted = type(iteration) is type(global_step) is int and iteration > 0 < batch_size
+        counted = type(iteration) is type(global_step) is int and iteration > 0 and batch_size > 0
         counted = counted and global_step == iteration * batch_size
         known = isinstance(checkpoint["script"], str) and type(version) is int
     except Exception:  # a missing, damaged or foreign file can raise anything

@@ -66,7 +66,7 @@ DETAILS = {
     "LSTM 5": ("Training rebuilds the states from the one before the rollout", "a2c/utils.py#L81"),
     "MultiDiscrete 1": ("Action components are independent: entropies add up too", "common/distributions.py#L215-L220"),
     "Aux 1": ("The clip range can fall linearly to 0 (`--anneal-clip-coef`)", "ppo2/ppo2.py#L137"),
-    "Aux 2": ("Gradients are averaged over processes", "ppo2/model.py#L131"),
+    "Aux 2": ("Gradients are averaged over processes", "ppo2/model.py#L97-L98"),
     "Aux 3": ("The epochs can stop early, by KL (`--target-kl`)", "ppo.py#L269-L271"),
     "Aux 4": ("Invalid actions are masked (Huang and Ontañón 2020)", ""),
 }  # fmt: skip

@@ -152,11 +152,11 @@ def test_get_action_draws_as_get_action_and_value_does_or_takes_the_likeliest_of
         torch.manual_seed(2)
         expected = agent.get_action_and_value(logits, action_mask=given)[0]
         torch.manual_seed(2)
-        assert torch.equal(agent.get_action(logits, given), expected)
+        assert torch.equal(agent.get_action(logits, action_mask=given), expected)
         valid = mask if given is not None else torch.ones_like(mask)
         parts = logits.masked_fill(~valid, -torch.inf).split(nvec, dim=1)
         likeliest = torch.stack([part.argmax(dim=1) for part in parts], dim=1)
-        assert torch.equal(agent.get_action(logits, given, greedy=True), likeliest)
+        assert torch.equal(agent.get_action(logits, greedy=True, action_mask=given), likeliest)
 
 
 @pytest.mark.parametrize("logit", [-3e38, -1e9, 0.0, 50.0, 1e9, 3e38])
@@ -391,8 +391,8 @@ def record(patch: pytest.MonkeyPatch, args: module.Args) -> SimpleNamespace:
             super().__init__(*agent_args)
             run.agent = self
 
-        def get_action(self, x, action_mask=None, greedy=False):
-            action = super().get_action(x, action_mask, greedy)
+        def get_action(self, x, greedy=False, action_mask=None):
+            action = super().get_action(x, greedy, action_mask)
             run.rows.append([x.clone(), action.clone(), action_mask.clone()])
             return action
 
@@ -1160,6 +1160,7 @@ def test_spaces_that_do_not_suit_are_one_line(observation_space, action_space, w
     [
         (Dict({"position": VECTOR, "velocity": VECTOR}), 6),
         (Discrete(16), 16),
+        (MultiDiscrete([3, 4]), 7),
         (Box(-1, 1, (2, 3), np.float32), 6),
     ],
     ids=str,

@@ -613,8 +613,8 @@ CHANGES = {
         ("greedy and sampled swapped", "if greedy:", "if not greedy:", GREEDY_MEAN),
         ("Continuous 1: exp(2 logstd)", "self.actor_logstd.exp(), validate", "(2 * self.actor_logstd).exp(), validate",
          LOSS),
-        ("Continuous 3: the mean of the components", "probs.log_prob(action).sum", "probs.log_prob(action).mean", LOSS),
-        ("Continuous 3: the entropy of one component", "probs.entropy().sum", "probs.entropy().mean", LOSS),
+        ("Continuous 3: the mean of the components", "normal.log_prob(action).sum", "normal.log_prob(action).mean", LOSS),
+        ("Continuous 3: the entropy of one component", "normal.entropy().sum", "normal.entropy().mean", LOSS),
         # Loss and training
         ("Core 5: values past an end", "gamma * continues * next_values", "gamma * next_values", GAE),
         ("Core 8: max for min", *MAX_FOR_MIN, LOSS),
@@ -658,7 +658,7 @@ CHANGES = {
         ("sampling: uniform noise", *UNIFORM_NOISE, SOFTMAX),
         # Loss and training
         ("Aux 4: no mask in training", "mb.actions, mb.action_masks)", "mb.actions)", STORED_MASK),
-        ("Aux 4: no mask in sampling", ", torch.as_tensor(masks[step], device=device)", "", VALID),
+        ("Aux 4: no mask in sampling", ", action_mask=mask", "", VALID),
         ("Aux 4: the next row's mask in training", "torch.as_tensor(masks, device=device)",
          "torch.as_tensor(np.roll(masks, -1, axis=0), device=device)", STORED_MASK),
         ("Core 5: values past an end", "gamma * continues * next_values", "gamma * next_values", GAE),
