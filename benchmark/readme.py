@@ -68,6 +68,9 @@ def table() -> str:
                 for run in runs:
                     by_command.setdefault(command_of(meta[run.path.stem]), []).append(run)
                 for command, some in by_command.items():
+                    seeds = sorted(run.seed for run in some)
+                    if seeds != list(range(1, len(seeds) + 1)):
+                        command += f", seed {', '.join(map(str, seeds))}"
                     rows = plot.markdown(plot.final_returns({environment: {setting: some}}))
                     firsts = ("command", "---", command)
                     for first, row in zip(firsts, rows.splitlines(), strict=True):
