@@ -613,7 +613,8 @@ CHANGES = {
         ("greedy and sampled swapped", "if greedy:", "if not greedy:", GREEDY_MEAN),
         ("Continuous 1: exp(2 logstd)", "self.actor_logstd.exp(), validate", "(2 * self.actor_logstd).exp(), validate",
          LOSS),
-        ("Continuous 3: the mean of the components", "normal.log_prob(action).sum", "normal.log_prob(action).mean", LOSS),
+        ("Continuous 3: the mean of the components", "normal.log_prob(action).sum", "normal.log_prob(action).mean",
+         LOSS),
         ("Continuous 3: the entropy of one component", "normal.entropy().sum", "normal.entropy().mean", LOSS),
         # Loss and training
         ("Core 5: values past an end", "gamma * continues * next_values", "gamma * next_values", GAE),
