@@ -102,8 +102,8 @@ def record(
         envs.step = step
         return envs
 
-    def sample(agent, x, *more):
-        action = real.sample(agent, x, *more)
+    def sample(agent, x, **more):
+        action = real.sample(agent, x, **more)
         run.samples.append((x.clone(), action.clone()))
         return action
 
