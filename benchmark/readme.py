@@ -1,9 +1,9 @@
-"""Write the results into the README: the tables, and the figure docs/results.png, from benchmark/results.
+"""Write the results into the README: the tables, and the figures in docs, from benchmark/results.
 
     python benchmark/readme.py
 
-The table has a row for each command of the plans below. Atari games have their milestones below it. The figure has the
-default setting in the four environments that are named here, as far as they have been run.
+The table has a row for each command of the plans below. Atari games have their milestones below it. The figures have
+the default setting in the environments that are named here, as far as they have been run.
 """
 
 import importlib
@@ -23,11 +23,20 @@ import plot  # noqa: E402
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmark" / "results"
 PLANS = ("classic", "mujoco", "atari")
-FIGURE = {
-    "CartPole-v1": "separate",
-    "Hopper-v5": "ppo_continuous_action",
-    "HalfCheetah-v5": "ppo_continuous_action",
-    "Breakout-v5": "ppo_atari_envpool",
+CONTINUOUS = "ppo_continuous_action"
+FIGURES = {
+    "results": {
+        "CartPole-v1": "separate",
+        "Hopper-v5": CONTINUOUS,
+        "HalfCheetah-v5": CONTINUOUS,
+        "Breakout-v5": "ppo_atari_envpool",
+    },
+    "mujoco": {
+        "Walker2d-v5": CONTINUOUS,
+        "InvertedPendulum-v5": CONTINUOUS,
+        "Pusher-v5": CONTINUOUS,
+        "Humanoid-v5": CONTINUOUS,
+    },
 }
 BEGIN, END = "<!-- results: python benchmark/readme.py -->\n", "<!-- end of the results -->\n"
 
@@ -114,19 +123,27 @@ def page() -> str:
     return before + BEGIN + table() + "\n" + milestones() + END + after
 
 
-def draw() -> None:
-    groups = {}
+def draw(name: str, settings: dict[str, str]) -> None:
+    """Draw docs/NAME.png: one setting of each environment."""
+    runs = {}
     for plan in PLANS:
-        groups |= read(plan)
+        runs |= read(plan)
     groups = {
-        name: {setting: groups[name][setting]} for name, setting in FIGURE.items() if name in groups
+        environment: {setting: runs[environment][setting]}
+        for environment, setting in settings.items()
+        if environment in runs
     }
-    curves = {(name, FIGURE[name]): plot.curve(groups[name][FIGURE[name]]) for name in groups}
+    curves = {
+        (environment, setting): plot.curve(groups[environment][setting])
+        for environment, setting in settings.items()
+        if environment in groups
+    }
     args = plot.Args(runs=(), x="steps", published_curves=True)
     with matplotlib.rc_context(plot.STYLE):
-        plot.draw(groups, curves, args).savefig(ROOT / "docs" / "results.png")
+        plot.draw(groups, curves, args).savefig(ROOT / "docs" / f"{name}.png")
 
 
 if __name__ == "__main__":
     README.write_text(page(), encoding="utf-8")
-    draw()
+    for name, settings in FIGURES.items():
+        draw(name, settings)
