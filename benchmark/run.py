@@ -277,7 +277,9 @@ def train(
             while process.poll() is None:
                 time.sleep(0.5)
                 if stopping():
-                    raise KeyboardInterrupt  # as Ray's cancellation does, unless it gets lost
+                    # As Ray's cancellation does, but not where Ray was started in the background of a
+                    # shell script, and so ignores SIGINT.
+                    raise KeyboardInterrupt
                 lines += reader.readlines()
                 progress = PROGRESS.match(lines[-1]) if lines else None
                 if progress:
