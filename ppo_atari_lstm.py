@@ -283,7 +283,7 @@ class Agent(nn.Module):
     def get_action_and_value(
         self, x: Tensor, lstm_state: Tensor, done: Tensor, action: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return action, log-probability, entropy and value, each (rows,), and the next LSTM state."""
+        """Return action, log-probability, entropy, value, each (rows,), and the next LSTM state."""
         hidden, lstm_state = self.get_states(x, lstm_state, done)
         logits = self.actor(hidden)
         if action is None:
@@ -302,7 +302,7 @@ class Agent(nn.Module):
 
 
 class Batch(NamedTuple):
-    """What the learner sees, (num_steps, num_envs, ...); a minibatch is (rows, ...) of some columns."""
+    """What the learner sees, (num_steps, num_envs, ...); a minibatch has some columns' rows."""
 
     obs: Tensor  # (rows, 1, 84, 84) uint8
     actions: Tensor  # (rows,) int64
