@@ -10,9 +10,6 @@
 
     python ppo_atari_lstm.py --env-id BreakoutNoFrameskip-v4
 
-An earlier version of this script reached a mean return of 20.6 in Breakout after 500,000 steps
-(seed 1).
-
 The algorithm is that of the official code, ppo2 in github.com/openai/baselines at commit ea25b9e,
 with its network `cnn_lstm`. A reference such as ppo2/runner.py#L56 is a line of it, below the
 folder baselines; a label such as Core 7 is a section of the blog post "The 37 Implementation
