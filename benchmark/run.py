@@ -247,9 +247,7 @@ def check_setting(setting, place: str) -> None:
 # One run, in a worker of Ray
 
 
-def train(
-    job: Job, report: Callable[[int, str], None], stopping: Callable[[], bool] = lambda: False
-) -> str:
+def train(job: Job, report: Callable[[int, str], None]) -> str:
     """Train a run to its end, from its last checkpoint if there is one; return its error, or ""."""
     if finished(job):
         return ""
@@ -276,10 +274,6 @@ def train(
         try:
             while process.poll() is None:
                 time.sleep(0.5)
-                if stopping():
-                    # As Ray's cancellation does, but not where Ray was started in the background of a
-                    # shell script, and so ignores SIGINT.
-                    raise KeyboardInterrupt
                 lines += reader.readlines()
                 progress = PROGRESS.match(lines[-1]) if lines else None
                 if progress:
@@ -373,11 +367,10 @@ def git(folder: Path, *arguments: str) -> str | None:
 
 
 class Board:
-    """An actor of Ray: the workers write here how far they are, and read whether to stop."""
+    """An actor of Ray: here the workers write how far they are, and the program reads it."""
 
     def __init__(self):
         self.states = {}
-        self.stopping = False
 
     def write(self, name: str, step: int, status: str) -> None:
         self.states[name] = (step, status)
@@ -385,22 +378,18 @@ class Board:
     def read(self) -> dict[str, tuple[int, str]]:
         return self.states
 
-    def stop(self) -> None:
-        self.stopping = True
-
-    def is_stopping(self) -> bool:
-        return self.stopping
-
 
 def work(job: Job, folder: str, board) -> tuple[str, dict]:
-    """The task: train a run; return its error, or "", and the circumstances."""
+    """The task: train a run; return its error, or "", and the circumstances.
+
+    It never waits for an answer from the board: Ray lends the core of a task that waits to the next.
+    """
+    # Ray cancels a task by SIGINT, which its workers ignore where it was started in the background of
+    # a shell script.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(folder)
     facts = circumstances(job)
-    error = train(
-        job,
-        report=lambda step, status: board.write.remote(job.name, step, status),
-        stopping=lambda: ray.get(board.is_stopping.remote()),
-    )
+    error = train(job, lambda step, status: board.write.remote(job.name, step, status))
     return error, facts
 
 
@@ -507,7 +496,6 @@ def train_all(plan: str, jobs: list[Job], left: list[Job], address: str | None) 
             say("stopping: every run finishes its update and saves", sys.stderr)
             for reference in waiting:
                 ray.cancel(reference)
-            board.stop.remote()
         done, _ = ray.wait(list(waiting), timeout=1)
         for reference in done:
             job = waiting.pop(reference)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -286,12 +287,12 @@ def test_dry_run_prints_the_commands_and_names_are_legal(capsys):
     assert run.key_of("dry", job) == "ALE-Pong-v5__ppo__1"
 
 
-def train_fake(body: str, stop_at: int | None = None, **more) -> tuple[str, list]:
+def train_fake(body: str, stop_at: int | None = None) -> tuple[str, list]:
     """Run `train` on a script of a few lines; return its error and what it reported."""
     Path("fake.py").write_text(f"import signal, sys, time\n{body}")
     reports = []
     job = run.Job(Path("fake.py"), "E-v0", "x", 1, (), 10_000, stop_at)
-    return run.train(job, lambda *report: reports.append(report), **more), reports
+    return run.train(job, lambda *report: reports.append(report)), reports
 
 
 def test_a_run_is_stopped_by_one_signal_once_it_has_passed_stop_at():
@@ -313,18 +314,32 @@ time.sleep(60)
     assert reports[0][1] == "00:10 left, mean return 3.0"
 
 
-def test_a_run_saves_when_all_are_to_stop():
-    body = """
+def test_a_cancelled_run_saves_also_where_its_worker_was_born_ignoring_sigint():
+    Path("fake.py").write_text("""
+import signal, sys, time
 def save(signum, frame):
     time.sleep(1)
     open("saved", "w")
     sys.exit(143)
 signal.signal(signal.SIGTERM, save)
 open("started", "w")
-time.sleep(60)
-"""
-    with pytest.raises(KeyboardInterrupt):
-        train_fake(body, stopping=Path("started").exists)
+time.sleep(10)
+""")
+    job = run.Job(Path("fake.py"), "E-v0", "x", 1, (), 10_000, None)
+
+    def cancel():
+        wait_for(Path("started").exists)
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    canceller = threading.Thread(target=cancel)
+    canceller.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run.work(job, ".", board=None)
+    finally:
+        canceller.join()
+        signal.signal(signal.SIGINT, before)
     assert Path("saved").exists()
 
 
