@@ -1,7 +1,7 @@
 """Finished training episodes of a run, read from its folder or from a CSV file: what the other programs here share."""
 
 import csv
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,11 @@ class Episodes:
     returns: np.ndarray  # undiscounted sum of its rewards
     lengths: np.ndarray  # in environment steps
     seconds: np.ndarray  # of training until its end, without pauses, of the run or of the machine
+
+    def until(self, step: int) -> "Episodes":
+        """Return those that had ended by a step of the run."""
+        ended = self.steps <= step
+        return Episodes(*(column[ended] for column in astuple(self)))
 
 
 def read_run(folder: Path) -> Episodes:
@@ -64,7 +69,7 @@ def read_csv(path: Path) -> Episodes:
 
 
 def write_csv(path: Path, episodes: Episodes) -> None:
-    """Write one line an episode; returns keep two decimals, seconds one."""
+    """Write one line per episode; returns keep two decimals, seconds one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     with temporary.open("w", newline="", encoding="utf-8") as file:

@@ -99,7 +99,7 @@ class Run:
     setting: str
     seed: int
     started: tuple[int, int]  # unix time, and the number that tells runs of one second apart
-    place: str  # the folder it lies in
+    place: Path  # the folder it lies in
     path: Path
     episodes: Episodes
 
@@ -156,7 +156,7 @@ def read(path: Path) -> Run:
         setting=setting,
         seed=int(seed),
         started=tuple(map(int, started)),
-        place=path.absolute().parent.name,
+        place=path.absolute().parent,
         path=path,
         episodes=episodes,
     )
@@ -178,7 +178,9 @@ def group(runs: list[Run]) -> Groups:
     for environment, setting, place, seed in newest:
         # The same setting from two folders is two settings: your runs beside published ones of the same name.
         places = {key[2] for key in newest if key[:2] == (environment, setting)}
-        name = setting if len(places) == 1 else f"{setting} ({place})"
+        names = {other.name for other in places}
+        shown = place.name if len(names) == len(places) else place
+        name = setting if len(places) == 1 else f"{setting} ({shown})"
         settings = groups.setdefault(environment, {})
         settings.setdefault(name, []).append(newest[environment, setting, place, seed])
     return groups

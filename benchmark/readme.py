@@ -56,10 +56,10 @@ def command_of(entry: dict) -> str:
         name = flag.removeprefix("--").replace("-", "_")
         if not flag.startswith("--") or name in ("exp_name", "seed"):
             continue
-        if not value.startswith("--") and value != str(getattr(defaults, name)):
-            short += [flag, value] if value else [flag]
-        elif value.startswith("--"):
+        if not value or value.startswith("--"):  # a switch
             short += [flag]
+        elif value != str(getattr(defaults, name)):
+            short += [flag, value]
     cell = f"`{shlex.join(short)}`"
     if not entry["finished"]:
         return f"{cell}, not finished"
@@ -96,6 +96,8 @@ def milestones() -> str:
         for setting, runs in settings.items():
             longest = max(run.episodes.steps[-1] for run in runs)
             millions = np.arange(1, round(longest / 1e6, 1) + 1e-9).astype(int)
+            if len(millions) == 0:
+                continue
             rows = {f"{environment}, {setting}": [f"{million}M" for million in millions]}
             rows["---"] = ["---"] * len(millions)
             for run in runs:
@@ -127,7 +129,8 @@ def draw(name: str, settings: dict[str, str]) -> None:
     """Draw docs/NAME.png: one setting of each environment."""
     runs = {}
     for plan in PLANS:
-        runs |= read(plan)
+        for environment, some in read(plan).items():
+            runs.setdefault(environment, {}).update(some)
     groups = {
         environment: {setting: runs[environment][setting]}
         for environment, setting in settings.items()

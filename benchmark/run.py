@@ -1,4 +1,4 @@
-"""Train every run of a plan: several settings, environments and seeds, one run a core.
+"""Train every run of a plan: several settings, environments and seeds, one run per core.
 
     python benchmark/run.py benchmark/plans/classic.toml
 
@@ -12,7 +12,6 @@ A plan is a TOML file. Every setting in it stands for one run per environment an
     flags = "--shared-network"  # more flags of the script (default: none)
     name = "shared"             # of the setting (default: the script's)
     stop_at = 100_000           # end here, with the schedules of all the steps (default: steps)
-    cpus = 1                    # cores of each run, and its threads (default: 1)
 
 The scripts run as they are, each in its own process, with their usual run folders in runs/; what
 they print goes to runs/.logs/. Ray hands out the cores of this machine, or with --address those of a
@@ -22,8 +21,9 @@ Ctrl-C or SIGTERM lets every script save and stop. Started again, the program sk
 and resumes what is not. A run whose process dies is tried again from its checkpoint. A script that
 ends with an error does not stop the others.
 
-A finished run is written to benchmark/results/PLAN/ENVIRONMENT__SETTING__SEED.csv, one line an
-episode, and how it was made to meta.json beside it. All paths begin in the current folder.
+A finished run is written to benchmark/results/PLAN/ENVIRONMENT__SETTING__SEED.csv, one line per
+episode, and how it was made to meta.json beside it; what was different when it was resumed (commit,
+versions, machine) stands there under "resumed". All paths begin in the current folder.
 """
 
 import argparse
@@ -44,7 +44,7 @@ import time
 import tomllib
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -70,7 +70,7 @@ PACKAGES = ("torch", "gymnasium", "numpy", "envpool", "ale-py", "mujoco", "ray")
 
 # What every setting of a plan must have, and what it can have.
 NEEDED = {"script": str, "env_ids": list, "seeds": list, "steps": int}
-OPTIONAL = {"flags": str, "name": str, "stop_at": int, "cpus": int}
+OPTIONAL = {"flags": str, "name": str, "stop_at": int}
 # Flags that a plan has its own words for, or that are not for a plan.
 RESERVED = ("--env-id", "--seed", "--total-timesteps", "--exp-name", "--resume")
 
@@ -90,7 +90,6 @@ class Job:
     flags: tuple[str, ...]
     steps: int
     stop_at: int | None = None
-    cpus: int = 1
 
     @property
     def name(self) -> str:
@@ -170,6 +169,26 @@ def check_flags(script: Path, module, flags: list[str], steps: int, place: str) 
     module.check_args(args)  # ends with a line of its own
 
 
+def check_begun(job: Job, module) -> None:
+    """End with one line if the run was begun with other arguments than those of the plan."""
+    folder = find_folder(job)
+    if folder is None:
+        return
+    try:
+        begun = load_checkpoint(folder)["args"]
+    except Exception:  # damaged or foreign: the script will say so
+        return
+    args = asdict(tyro.cli(module.Args, args=job.arguments()[1:]))
+    free = {*module.MAY_CHANGE, "resume"} - {"total_timesteps"}
+    changed = [name for name in args if name not in free and args[name] != begun.get(name)]
+    if changed:
+        flags = ", ".join("--" + name.replace("_", "-") for name in changed)
+        fail(
+            f"{folder} was begun with another {flags} than the plan has: "
+            "give the setting another name, or delete the folder"
+        )
+
+
 def read_plan(path: Path) -> list[Job]:
     """Return the runs of a plan, or end with one line that says what is wrong with it."""
     try:
@@ -209,7 +228,6 @@ def read_plan(path: Path) -> list[Job]:
                     flags=tuple(flags),
                     steps=setting["steps"],
                     stop_at=setting.get("stop_at"),
-                    cpus=setting.get("cpus", 1),
                 )
                 if job.name in [other.name for other in jobs]:
                     fail(f"{place}: {job.label} is in the plan twice: give a setting a name")
@@ -237,8 +255,6 @@ def check_setting(setting, place: str) -> None:
         fail(f"{place}: seeds must be whole numbers from 0 up, not {setting['seeds']}")
     if not all(isinstance(env_id, str) for env_id in setting["env_ids"]):
         fail(f"{place}: env_ids must be names of environments, not {setting['env_ids']}")
-    if setting.get("cpus", 1) < 1:
-        fail(f"{place}: cpus must be at least 1, not {setting['cpus']}")
     if not 0 < setting.get("stop_at", 1) <= setting["steps"]:
         fail(f"{place}: stop_at must lie between 1 and steps, not at {setting['stop_at']}")
 
@@ -251,10 +267,10 @@ def train(job: Job, report: Callable[[int, str], None]) -> str:
     """Train a run to its end, from its last checkpoint if there is one; return its error, or ""."""
     if finished(job):
         return ""
+    note_circumstances(job)
     command = [sys.executable, *job.arguments()]
     folder = find_folder(job)
     if folder:
-        # With its other arguments again: the script refuses if they have changed.
         command += ["--resume", str(folder)]
     log = LOGS / f"{job.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -265,7 +281,7 @@ def train(job: Job, report: Callable[[int, str], None]) -> str:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env=os.environ | {"OMP_NUM_THREADS": str(job.cpus)},
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
             process_group=0,  # out of reach of the terminal's Ctrl-C: one signal is enough
             preexec_fn=die_with_parent,
         )
@@ -288,7 +304,7 @@ def train(job: Job, report: Callable[[int, str], None]) -> str:
                 process.terminate()
                 process.wait()
         lines += reader.readlines()
-    if process.returncode == 0 or stopped:
+    if process.returncode == 0 or (stopped and finished(job)):
         return ""
     if process.returncode < 0:
         name = signal.Signals(-process.returncode).name
@@ -331,8 +347,30 @@ def finished(job: Job) -> bool:
         return False
 
 
-def circumstances(job: Job) -> dict:
-    """Return what a run's numbers depend on, beside its command."""
+def note_circumstances(job: Job) -> None:
+    """Write down what a run is about to be trained with, beside what it was begun with."""
+    noted = noted_circumstances(job) if find_folder(job) else []
+    facts = circumstances(job.script)
+    if facts not in noted:
+        write_json(LOGS / f"{job.name}.json", [*noted, facts])
+
+
+def noted_circumstances(job: Job) -> list[dict]:
+    """Return what a run was begun with, and what was different later."""
+    path = LOGS / f"{job.name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def write_json(path: Path, data) -> None:
+    """Write a file anew: it is there as a whole at any time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def circumstances(script: Path) -> dict:
+    """Return what the numbers of a script's runs depend on, beside the command."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -342,15 +380,18 @@ def circumstances(job: Job) -> dict:
     machine = {"cpu": models[0] if models else platform.processor(), "cores": os.cpu_count()}
     if torch.cuda.is_available():
         machine["gpu"] = torch.cuda.get_device_name()
-    folder = job.script.resolve().parent
-    # Results that were written meanwhile do not make the code another.
-    changes = git(folder, "status", "--porcelain", "-uno", ":/", ":!/benchmark/results")
+    script = script.resolve()
+    commit = git(script.parent, "rev-parse", "HEAD")
+    # Results that were written meanwhile do not make the code another; a script that git does not
+    # know does.
+    status = ("status", "--porcelain", "-uno", ":/", ":!/benchmark/results")
+    changes = (git(script.parent, *status), git(script.parent, "ls-files", "-o", script.name))
     return {
-        "commit": git(folder, "rev-parse", "HEAD"),
-        "dirty": None if changes is None else changes != "",
+        "commit": commit,
+        "dirty": None if commit is None else any(changes),
         "versions": versions,
         "machine": machine,
-        "threads": job.cpus,
+        "threads": 1,
     }
 
 
@@ -379,8 +420,8 @@ class Board:
         return self.states
 
 
-def work(job: Job, folder: str, board) -> tuple[str, dict]:
-    """The task: train a run; return its error, or "", and the circumstances.
+def work(job: Job, folder: str, board) -> str:
+    """The task: train a run; return its error, or "".
 
     It never waits for an answer from the board: Ray lends the core of a task that waits to the next.
     """
@@ -388,19 +429,19 @@ def work(job: Job, folder: str, board) -> tuple[str, dict]:
     # a shell script.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(folder)
-    facts = circumstances(job)
-    error = train(job, lambda step, status: board.write.remote(job.name, step, status))
-    return error, facts
+    return train(job, lambda step, status: board.write.remote(job.name, step, status))
 
 
 class Progress:
-    """One line a run and one for the whole: bars in a terminal, elsewhere lines at intervals."""
+    """One line per run and one for the whole: bars in a terminal, elsewhere lines at intervals."""
 
     def __init__(self, plan: str, jobs: list[Job], left: list[Job]):
         self.plan = plan
         self.jobs = jobs
         self.left = left
-        self.first_step = sum(job.goal for job in jobs) - sum(job.goal for job in left)
+        self.failures = 0
+        self.first_steps = {}  # of each run, by its first report
+        self.last_steps = {}  # by its last one
         self.started = self.last_lines = time.monotonic()
         self.terminal = sys.stderr.isatty()
         self.bars = {}
@@ -416,11 +457,18 @@ class Progress:
         for job in self.left:
             if job.name in states:
                 step, status = states[job.name]
+                self.first_steps.setdefault(job.name, step)
+                self.last_steps[job.name] = step
                 done += min(step, job.goal)
                 self.line(job.label, step, job.goal, status)
-        text = f"{len(self.jobs) - len(self.left)} of {len(self.jobs)} runs finished"
-        if done > self.first_step:
-            seconds = (total - done) * (now - self.started) / (done - self.first_step)
+        finished = len(self.jobs) - len(self.left) - self.failures
+        text = f"{finished} of {len(self.jobs)} runs finished"
+        if self.failures:
+            text += f", {self.failures} failed"
+        # What a run had before it was resumed took no time now.
+        trained = sum(self.last_steps.values()) - sum(self.first_steps.values())
+        if trained > 0:
+            seconds = (total - done) * (now - self.started) / trained
             text += f", {tqdm.format_interval(seconds)} left"
         self.line(self.plan, done, total, text)
 
@@ -435,8 +483,11 @@ class Progress:
         bar.n = min(step, goal)
         bar.set_description_str(f"{label}: {text}")
 
-    def end(self, job: Job) -> None:
+    def end(self, job: Job, error: str) -> None:
         self.left.remove(job)
+        if error:
+            self.failures += 1
+            say(f"error: {job.label}: {error}", sys.stderr)
         if job.label in self.bars:
             self.bars.pop(job.label).close()
 
@@ -448,8 +499,6 @@ class Progress:
 def start_ray(address: str | None) -> None:
     """Start Ray on this machine, or join a cluster, without its own lines, pages and statistics."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    # A GPU is not handed out but shared: leave it visible to the scripts.
-    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     options = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
         options |= {"include_dashboard": False, "object_store_memory": 100 * 2**20}
@@ -468,11 +517,6 @@ def start_ray(address: str | None) -> None:
 def train_all(plan: str, jobs: list[Job], left: list[Job], address: str | None) -> tuple[int, int]:
     """Train the runs that are left; return how many failed, and the signal that came, or 0."""
     start_ray(address)
-    cores = max(node["Resources"].get("CPU", 0) for node in ray.nodes())
-    for job in left:
-        if job.cpus > cores:
-            fail(f"{job.label} wants {job.cpus} cpus, but no machine has more than {cores:.0f}")
-
     signals = []  # received so far
 
     def on_signal(signum: int, frame) -> None:
@@ -486,9 +530,8 @@ def train_all(plan: str, jobs: list[Job], left: list[Job], address: str | None) 
     folder = os.getcwd()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
-    waiting = {task.options(num_cpus=job.cpus).remote(job, folder, board): job for job in left}
+    waiting = {task.remote(job, folder, board): job for job in left}
     progress = Progress(plan, jobs, left)
-    failures = 0
     cancelled = False
     while waiting:
         if signals and not cancelled:
@@ -499,23 +542,18 @@ def train_all(plan: str, jobs: list[Job], left: list[Job], address: str | None) 
         done, _ = ray.wait(list(waiting), timeout=1)
         for reference in done:
             job = waiting.pop(reference)
-            progress.end(job)
             try:
-                error, facts = ray.get(reference)
-                if not error:
-                    error = write_results(plan, job, facts, True)
+                error = ray.get(reference) or write_results(plan, job)
             except ray.exceptions.TaskCancelledError:
                 continue
             except ray.exceptions.RayError as death:
                 cause = getattr(death, "cause", None)
                 error = str(cause if isinstance(cause, Died) else death).strip().splitlines()[-1]
-            if error:
-                failures += 1
-                say(f"error: {job.label}: {error}", sys.stderr)
+            progress.end(job, error)
         progress.show(ray.get(board.read.remote()))
     progress.close()
     ray.shutdown()
-    return failures, signals[0] if signals else 0
+    return progress.failures, signals[0] if signals else 0
 
 
 # -------------------------------------------------------------------------------------------------
@@ -543,30 +581,34 @@ def read_meta(plan: str) -> dict:
         fail(f"{path} is damaged, restore it from git or delete it: {error}")
 
 
-def write_results(plan: str, job: Job, facts: dict, is_finished: bool) -> str:
+def write_results(plan: str, job: Job) -> str:
     """Write the episodes of a run to its CSV, and its entry of meta.json; return an error, or ""."""
     folder = find_folder(job)
     if folder is None:
         return "there is no checkpoint yet"
     key = key_of(plan, job)
     try:
-        episodes = read_run(folder)
-        steps = load_checkpoint(folder)["global_step"]
-        entry = {"finished": is_finished, "command": command_of(job), **facts, "steps": steps}
-        if len(episodes.steps):
-            seconds = float(episodes.seconds[-1])
-            entry["steps"] = max(steps, int(episodes.steps[-1]))
-            entry["minutes"] = round(seconds / 60, 2)
-            entry["steps_per_second"] = round(float(episodes.steps[-1]) / max(seconds, 1e-3))
-            entry["last_100"] = round(float(episodes.returns[-100:].mean()), 2)
-        write_csv(RESULTS / plan / f"{key}.csv", episodes)
         LOGS.mkdir(parents=True, exist_ok=True)
         with FileLock(LOGS / f"{plan}.meta.lock"):  # an --export may write at the same time
+            is_finished = finished(job)
+            episodes = read_run(folder)
+            steps = load_checkpoint(folder)["global_step"]
+            if job.stop_at:
+                episodes = episodes.until(job.stop_at)
+                steps = min(steps, job.stop_at)
+            begun, *resumed = noted_circumstances(job) or [circumstances(job.script)]
+            entry = {"finished": is_finished, "command": command_of(job), **begun, "steps": steps}
+            if resumed:
+                entry["resumed"] = resumed
+            if len(episodes.steps):
+                seconds = float(episodes.seconds[-1])
+                entry["steps"] = max(steps, int(episodes.steps[-1]))
+                entry["minutes"] = round(seconds / 60, 2)
+                entry["steps_per_second"] = round(float(episodes.steps[-1]) / max(seconds, 1e-3))
+                entry["last_100"] = round(float(episodes.returns[-100:].mean()), 2)
+            write_csv(RESULTS / plan / f"{key}.csv", episodes)
             meta = read_meta(plan) | {key: entry}
-            path = RESULTS / plan / "meta.json"
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(dict(sorted(meta.items())), indent=1) + "\n")
-            temporary.replace(path)
+            write_json(RESULTS / plan / "meta.json", dict(sorted(meta.items())))
     except OSError as error:
         return f"cannot write its results: {error}"
     state = "" if is_finished else ", not finished"
@@ -584,7 +626,10 @@ def is_written(plan: str, job: Job, meta: dict) -> bool:
         return False
     if entry["command"] != command_of(job):
         was = f"in {RESULTS / plan} it is `{entry['command']}`"
-        fail(f"{job.label} has changed, {was}: give the setting another name, or delete {path}")
+        fail(
+            f"{job.label} has changed, {was}: give the setting another name, "
+            f"or delete {path} and runs/{job.name}__*"
+        )
     return True
 
 
@@ -607,13 +652,16 @@ def main(argv: list[str]) -> int:
     plan = args.plan.stem
     meta = read_meta(plan)
     left = [job for job in jobs if not is_written(plan, job, meta)]
+    modules = {script: load_script(script) for script in {job.script for job in left}}
+    for job in left:
+        check_begun(job, modules[job.script])
     if args.dry_run:
         for job in left:
             say(command_of(job))
         return 0
     if args.export:
         for job in left:
-            problem = write_results(plan, job, circumstances(job), finished(job))
+            problem = write_results(plan, job)
             if problem:
                 say(f"{job.label}: {problem}", sys.stderr)
         return 0

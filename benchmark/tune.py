@@ -4,7 +4,8 @@
         --search learning-rate=log:1e-4:1e-2 --search num-steps=64,128,256 \\
         --search ent-coef=0:0.02 --seeds 3 --trials 30 --total-timesteps 100000
 
-Each --env is ENVIRONMENT:LOW:HIGH, with the returns that count as 0 and as 1. Each --search is one
+Each --env is ENVIRONMENT:LOW:HIGH, with the returns that count as 0 and as 1; lower ones count as 0
+too. Each --search is one
 of these, for any flag of the script:
 
     FLAG=LOW:HIGH        numbers between the two; whole numbers if the flag takes those
@@ -18,9 +19,10 @@ if it is worse than the median of the trials before it (asynchronous successive 
 trial has the script's own defaults if they lie within the search. The best score is a little too good,
 being the best of many: train its flags on other seeds before you believe it.
 
-Ctrl-C stops; started again with the same arguments, the search goes on. Its state is in runs/.tune/,
-and trials.csv, trials.json and trials.png go to benchmark/results/tune_NAME/ after every trial. All
-paths begin in the current folder.
+Ctrl-C stops; started again with the same arguments, the search goes on. (Only the halving begins
+anew: it compares the trials that follow with each other.) The search's state is in runs/.tune/, and
+trials.csv, trials.json and trials.png go to benchmark/results/tune_NAME/ after every trial. All paths
+begin in the current folder.
 """
 
 import argparse
@@ -40,6 +42,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below: no traceback
 
 from run import (
+    LOGS,
     NAME,
     RESULTS,
     Job,
@@ -51,6 +54,7 @@ from run import (
     say,
     start_ray,
     train,
+    write_json,
 )
 
 # isort: split
@@ -59,6 +63,7 @@ import numpy as np
 import optuna
 import ray
 from episodes import read_run
+from filelock import FileLock, Timeout
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
@@ -212,7 +217,7 @@ def trial(config: dict, search: Search, name: str, folder: str) -> None:
                 tune.report(result | {"score": 0.0, "runs": len(scores), "error": error})
                 return
             mean = float(episodes.returns[-100:].mean())
-            scores.append((mean - goal.low) / (goal.high - goal.low))
+            scores.append(max(0.0, (mean - goal.low) / (goal.high - goal.low)))
             result[f"return {goal.env_id} seed {seed}"] = round(mean, 2)
             result["minutes"] += float(episodes.seconds[-1]) / 60
             tune.report(result | {"score": float(np.mean(scores)), "runs": len(scores)})
@@ -233,7 +238,7 @@ class Results(tune.Callback):
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
         report = make_report(self.search, self.facts, trials, just_ended=trial)
         write_report(self.name, report)
-        row = report["trials"][trials.index(trial)]
+        row = report["trials"][in_order(trials).index(trial)]
         state = "" if row["state"] == "finished" else f" ({row['state']})"
         best = best_of(report)
         so_far = f", best {best['score']:.3f} in trial {best['trial']}" if best else ""
@@ -244,9 +249,9 @@ class Results(tune.Callback):
 
 
 def make_report(search: Search, facts: dict, trials: list, just_ended=None) -> dict:
-    """Return everything about a search; the trials in the order of their starts."""
+    """Return everything about a search; the trials in the order of their proposals."""
     rows = []
-    for number, tried in enumerate(trials, start=1):
+    for number, tried in enumerate(in_order(trials), start=1):
         result = tried.last_result or {}
         runs = result.get("runs", 0)
         error = result.get("error", "")
@@ -281,6 +286,11 @@ def make_report(search: Search, facts: dict, trials: list, just_ended=None) -> d
     return {"arguments": asdict(search)} | facts | {"trials": rows}
 
 
+def in_order(trials: list) -> list:
+    """Sort trials as they were proposed: Tune puts those that it takes up again elsewhere."""
+    return sorted(trials, key=lambda tried: int(tried.experiment_tag.split("_")[0]))
+
+
 def best_of(report: dict) -> dict | None:
     """Return the best of the trials that have all their runs."""
     whole = [row for row in report["trials"] if row["state"] == "finished"]
@@ -289,10 +299,7 @@ def best_of(report: dict) -> dict | None:
 
 def write_report(name: str, report: dict) -> None:
     folder = RESULTS / f"tune_{name}"
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "trials.tmp"
-    temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(folder / "trials.json")
+    write_json(folder / "trials.json", report)
 
     flat = []
     for row in report["trials"]:
@@ -300,6 +307,7 @@ def write_report(name: str, report: dict) -> None:
         plain = {key: value for key, value in row.items() if key not in nested}
         flat.append(plain | row["values"] | row["returns"])
     columns = dict.fromkeys(column for row in flat for column in row)
+    temporary = folder / "trials.tmp"
     with temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
@@ -466,6 +474,12 @@ def main(argv: list[str]) -> int:
         with module.one_line_errors(goal.env_id):
             module.make_envs(module.Args(env_id=goal.env_id), Path("runs")).close()
 
+    LOGS.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(LOGS / f"tune_{args.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        fail(f"the search {args.name} is under way in another process already")
     report = earlier_report(search, args.name)
     if report and is_complete(report):
         write_report(args.name, report)
@@ -476,7 +490,7 @@ def main(argv: list[str]) -> int:
         fail(f"the state of this search, {state}, is gone: give the new one another --name")
 
     first = defaults(space, module)
-    facts = circumstances(Job(Path(args.script), "", "", 0, (), 0))
+    facts = circumstances(Path(args.script))
     facts["first_trial_has_defaults"] = bool(first)
     results = Results(search, args.name, facts)
     write_report(args.name, report or make_report(search, facts, []))
@@ -491,7 +505,7 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda signum, frame: signal.raise_signal(signal.SIGINT))
     trainable = tune.with_parameters(trial, search=search, name=args.name, folder=os.getcwd())
     if can_restore:
-        tuner = tune.Tuner.restore(str(state), trainable, restart_errored=True)
+        tuner = tune.Tuner.restore(str(state), trainable)
     else:
         tuner = tune.Tuner(
             trainable,

@@ -8,7 +8,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -179,6 +181,7 @@ def test_a_plan_goes_on_after_ctrl_c_and_kill_9_and_leaves_its_results():
         assert entry["command"].endswith(f"--seed {seed} --total-timesteps 20000 --save-every 1")
         assert entry["steps"] == step(seed)
         assert entry["threads"] == 1
+        assert "resumed" not in entry  # with the same code on the same machine
         assert entry["machine"].keys() >= {"cpu", "cores"}
         assert entry["versions"]["torch"] == torch.__version__
         assert entry["versions"].keys() >= {"python", "gymnasium", "numpy", "envpool"}
@@ -214,7 +217,6 @@ def test_a_plan_goes_on_after_ctrl_c_and_kill_9_and_leaves_its_results():
         (SETTING.replace("seeds", "# seeds"), "seeds is missing"),
         (SETTING.replace("[1]", "[]"), "has no runs"),
         (SETTING + 'name = "../x"', "write its name with letters"),
-        (SETTING + "cpus = 0", "cpus must be at least 1"),
         (SETTING + "stop_at = 2_000", "stop_at must lie between"),
         (SETTING + SETTING, "in the plan twice"),
         ("settings = [1]", "begin each setting with"),
@@ -272,6 +274,93 @@ def test_a_setting_that_was_changed_is_not_taken_for_the_finished_one(capsys):
     assert_one_line(end.value.code, capsys, "give the setting another name")
 
 
+@pytest.fixture
+def begun():
+    """A finished run of the plan p, which has only the setting SETTING."""
+    Path("p.toml").write_text(SETTING)
+    (job,) = run.read_plan(Path("p.toml"))
+    assert run.train(job, lambda step, status: None) == ""
+    return job
+
+
+def test_a_run_that_was_begun_with_other_arguments_is_not_taken_over(begun, capsys):
+    for changed in (
+        SETTING.replace("1_024", "2_048"),
+        SETTING + 'flags = "--shared-network"',
+        SETTING + 'flags = "--no-anneal-lr"',
+    ):
+        Path("p.toml").write_text(changed)
+        with pytest.raises(SystemExit) as end:
+            run.main(["p.toml", "--export"])
+        assert_one_line(end.value.code, capsys, "give the setting another name")
+    assert not Path("benchmark/results").exists()
+    # What changes nothing about the result may change.
+    Path("p.toml").write_text(SETTING + 'flags = "--save-every 1"')
+    assert run.main(["p.toml", "--export"]) == 0
+
+
+def test_results_name_the_code_that_a_run_was_begun_with_and_the_code_it_went_on_with(
+    begun, monkeypatch
+):
+    noted = run.noted_circumstances(begun)
+    assert [set(facts) for facts in noted] == [
+        {"commit", "dirty", "versions", "machine", "threads"}
+    ]
+    for commit in ("b", "b", "c"):
+        monkeypatch.setattr(run, "circumstances", lambda script, commit=commit: {"commit": commit})
+        run.note_circumstances(begun)
+    assert run.write_results("p", begun) == ""
+    entry = json.loads(Path("benchmark/results/p/meta.json").read_text())["CartPole-v1__ppo__1"]
+    assert entry["commit"] == noted[0]["commit"]
+    assert entry["resumed"] == [{"commit": "b"}, {"commit": "c"}]
+    # A run that is begun anew has nothing of the old one.
+    monkeypatch.setattr(run, "find_folder", lambda job: None)
+    run.note_circumstances(begun)
+    assert run.noted_circumstances(begun) == [{"commit": "c"}]
+
+
+def test_results_of_a_run_that_is_stopped_early_end_there(begun):
+    job = replace(begun, stop_at=700)
+    assert run.write_results("p", job) == ""
+    (folder,) = Path("runs").glob("CartPole*")
+    steps = run.read_run(folder).steps
+    written = read_csv(Path("benchmark/results/p/CartPole-v1__ppo__1.csv")).steps
+    np.testing.assert_array_equal(written, steps[steps <= 700])
+    assert len(steps) > len(written) > 5
+    entry = json.loads(Path("benchmark/results/p/meta.json").read_text())["CartPole-v1__ppo__1"]
+    assert entry["steps"] == 700
+
+
+def test_a_script_that_git_does_not_know_is_no_clean_commit():
+    for command in ("init -q", "config user.name a", "config user.email a@b.c"):
+        subprocess.run(["git", *command.split()], check=True)
+    Path("known.py").touch()
+    subprocess.run(["git", "add", "known.py"], check=True)
+    subprocess.run(["git", "commit", "-qm", "known"], check=True)
+    assert run.circumstances(Path("known.py"))["dirty"] is False
+    Path("unknown.py").touch()
+    assert run.circumstances(Path("unknown.py"))["dirty"] is True
+    assert run.circumstances(Path("known.py"))["dirty"] is False
+    Path("known.py").write_text("pass")
+    assert run.circumstances(Path("known.py"))["dirty"] is True
+
+
+def test_the_time_left_leaves_out_what_a_run_had_before_it_was_resumed(monkeypatch, capsys):
+    job = run.Job(Path("ppo.py"), "E-v0", "p.x", 1, (), 1_000_000)
+    other = replace(job, seed=2)
+    clock = [0.0]
+    monkeypatch.setattr(run.time, "monotonic", lambda: clock[0])
+    progress = run.Progress("p", [job, other], [job, other])
+    for clock[0], step in ((60.0, 900_000), (160.0, 980_000)):
+        progress.show({job.name: (step, ""), other.name: (step, "")})
+    # 2 x 20,000 steps at 2 x 80,000 in 160 s
+    assert capsys.readouterr().err.splitlines()[-1].endswith("0 of 2 runs finished, 00:40 left")
+    progress.end(other, "too bad")
+    clock[0] = 300.0
+    progress.show({job.name: (980_000, "")})
+    assert "0 of 2 runs finished, 1 failed" in capsys.readouterr().err
+
+
 def test_dry_run_prints_the_commands_and_names_are_legal(capsys):
     Path("dry.toml").write_text(SETTING.replace('"CartPole-v1"', '"CartPole-v1", "ALE/Pong-v5"'))
     assert run.main(["dry.toml", "--dry-run"]) == 0
@@ -285,6 +374,15 @@ def test_dry_run_prints_the_commands_and_names_are_legal(capsys):
     job = run.read_plan(Path("dry.toml"))[1]
     assert job.name == "ALE-Pong-v5__dry.ppo__1"
     assert run.key_of("dry", job) == "ALE-Pong-v5__ppo__1"
+
+
+def test_a_run_that_dies_when_it_is_stopped_early_is_not_finished():
+    body = """
+signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit("error: disk full"))
+print("1,500 of 9,984 steps, 00:10 left", flush=True)
+time.sleep(60)
+"""
+    assert train_fake(body, stop_at=1_000)[0] == "disk full"
 
 
 def train_fake(body: str, stop_at: int | None = None) -> tuple[str, list]:
@@ -434,6 +532,19 @@ def test_bad_arguments_of_a_search_end_in_one_line(arguments, message, capsys):
         tune.main([str(ROOT / "ppo.py") if word == "PPO" else word for word in arguments])
     assert_one_line(end.value.code, capsys, message)
     assert not Path("runs").exists()
+
+
+def test_trials_are_numbered_as_they_were_proposed():
+    """Tune puts a trial that it takes up again elsewhere in its list."""
+    trials = [
+        SimpleNamespace(
+            experiment_tag=f"{number}_gamma=0.9", status="TERMINATED", last_result={}, config={}
+        )
+        for number in (10, 2, 1)
+    ]
+    trials[0].last_result = {"score": 0.5}
+    report = tune.make_report(tune.Search("ppo.py", [], [], 1, 3, 1), {}, trials)
+    assert [row["score"] for row in report["trials"]] == [0.0, 0.0, 0.5]
 
 
 def test_values_become_flags():

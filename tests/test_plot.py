@@ -28,7 +28,7 @@ def episodes(returns: np.ndarray, length: int = 10, steps_per_second: float = 10
 def run(content: Episodes, path: str = "results/CartPole-v1__a__1.csv", started=(1,)) -> plot.Run:
     path = Path(path)
     environment, setting, seed = path.name.removesuffix(".csv").split("__")[:3]
-    return plot.Run(environment, setting, int(seed), started, path.parent.name, path, content)
+    return plot.Run(environment, setting, int(seed), started, path.parent, path, content)
 
 
 def own_bootstrap(scores: np.ndarray, statistic, repetitions: int = 20_000) -> np.ndarray:
@@ -226,6 +226,12 @@ def test_same_setting_in_two_folders_is_two_settings():
     assert list(groups) == ["CartPole-v1", "Acrobot-v1"]  # in the order given
     assert list(groups["CartPole-v1"]) == ["ppo (runs)", "ppo (classic)"]
     assert list(groups["Acrobot-v1"]) == ["ppo"]
+    runs = [
+        run(episodes([1.0]), f"{place}/classic/CartPole-v1__ppo__1.csv")
+        for place in ("ours", "theirs")
+    ]
+    settings = ["ppo (ours/classic)", "ppo (theirs/classic)"]
+    assert list(plot.group(runs)["CartPole-v1"]) == settings
 
 
 def test_settings_differ_in_colour_or_marker():

@@ -35,6 +35,10 @@ def test_the_table_of_results_is_up_to_date():
             "python ppo.py --exp-name a --seed 1 --total-timesteps 500000 --no-norm-adv --gamma 0.9",
             "`python ppo.py --no-norm-adv --gamma 0.9`",
         ),
+        (
+            "python ppo_multidiscrete.py --exp-name a --seed 1 --total-timesteps 1000000 --no-action-mask",
+            "`python ppo_multidiscrete.py --no-action-mask`",
+        ),
     ],
 )
 def test_a_command_is_shortened_to_what_is_not_a_default(command, short):
