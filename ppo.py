@@ -84,14 +84,14 @@ class Args:
     ent_coef: float = 0.01  # weight of the entropy bonus
     vf_coef: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # clip the global norm of the gradient to this
-    target_kl: float | None = None  # end an update's epochs after one whose mean KL exceeds this
+    target_kl: float | None = None  # skip an update's other epochs once the mean KL exceeds this
     bootstrap_truncated: bool = False  # add the value of what a time limit cuts off
     shared_network: bool = False  # one body for policy and value instead of two
 
     # Run
     seed: int = 1  # seed of everything random
-    torch_deterministic: bool = True  # use deterministic GPU kernels
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: the CPU, which is faster here
+    torch_deterministic: bool = True  # let cuDNN use deterministic kernels
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: the CPU, for networks this small
     compile: bool = False  # compile the learner; needs a C++ compiler and a minute
     exp_name: str = Path(__file__).stem  # name of the experiment, part of the run folder's name
     save_every: int = 100  # updates between two checkpoints
@@ -152,7 +152,7 @@ def check_observations(env_id: str, space: gym.Space) -> None:
             check_observations(env_id, part)
     elif isinstance(space, gym.spaces.Box):
         if space.dtype == np.uint8 and len(space.shape) == 3 and min(space.shape[:2]) >= 36:
-            fail(f"{env_id} observes images: copy this script, with the network of ppo_atari.py")
+            fail(f"{env_id} observes images: start from ppo_atari.py, with your make_env")
     elif not isinstance(
         space, gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary
     ):

@@ -86,12 +86,12 @@ class Args:
     ent_coef: float = 0.01  # weight of the entropy bonus
     vf_coef: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # clip the global norm of the gradient to this
-    target_kl: float | None = None  # end an update's epochs after one whose mean KL exceeds this
+    target_kl: float | None = None  # skip an update's other epochs once the mean KL exceeds this
     bootstrap_truncated: bool = False  # add the value of what a time limit cuts off
 
     # Run
     seed: int = 1  # seed of everything random
-    torch_deterministic: bool = True  # use deterministic GPU kernels
+    torch_deterministic: bool = True  # let cuDNN use deterministic kernels
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: CUDA if there is a GPU
     compile: bool = False  # compile the learner; needs a C++ compiler and a minute
     exp_name: str = Path(__file__).stem  # name of the experiment, part of the run folder's name
@@ -135,7 +135,7 @@ class EpisodicLifeEnv(gym.Wrapper):
 
 
 class FireResetEnv(gym.Wrapper):
-    """Atari 4: press FIRE, then action 2, where games need it (common/atari_wrappers.py#L41)."""
+    """Atari 4: press FIRE, then action 2, if action 1 is FIRE (common/atari_wrappers.py#L41)."""
 
     def reset(self, **kwargs):
         obs, info = self.env.reset(**kwargs)
@@ -163,7 +163,7 @@ def make_env(env_id: str, idx: int, capture_video: bool, run_dir: Path) -> gym.E
         grayscale_obs=True,  # Atari 5: grey, 84 x 84
         screen_size=84,
     )
-    # Here, where games are whole and rewards unclipped
+    # Before games are split into lives and rewards clipped
     env = gym.wrappers.RecordEpisodeStatistics(env)
     if record:
         env = gym.wrappers.RecordVideo(env, str(run_dir / "videos"), fps=15, disable_logger=True)

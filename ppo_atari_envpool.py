@@ -89,12 +89,12 @@ class Args:
     ent_coef: float = 0.01  # weight of the entropy bonus
     vf_coef: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # clip the global norm of the gradient to this
-    target_kl: float | None = None  # end an update's epochs after one whose mean KL exceeds this
+    target_kl: float | None = None  # skip an update's other epochs once the mean KL exceeds this
     bootstrap_truncated: bool = False  # add the value of what a time limit cuts off
 
     # Run
     seed: int = 1  # seed of everything random
-    torch_deterministic: bool = True  # use deterministic GPU kernels
+    torch_deterministic: bool = True  # let cuDNN use deterministic kernels
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: CUDA if there is a GPU
     compile: bool = False  # compile the learner; needs a C++ compiler and a minute
     exp_name: str = Path(__file__).stem  # name of the experiment, part of the run folder's name
@@ -141,7 +141,7 @@ class EnvPoolAtari(gym.vector.VectorEnv):
             self.args.env_id,
             env_type="gymnasium",
             num_envs=self.num_envs,
-            seed=[number >> 1 for number in seed],  # EnvPool takes 31 bits, and takes them here
+            seed=[number >> 1 for number in seed],  # of 31 bits, fixed from here on
             noop_max=30,  # Atari 1: 1 to 30 no-ops on reset
             frame_skip=4,  # Atari 2: actions repeated 4 times; the last two frames' maximum is seen
             repeat_action_probability=0.0,
@@ -198,7 +198,7 @@ class EnvPoolAtari(gym.vector.VectorEnv):
         return frames
 
     def fire(self, ids: np.ndarray, frames: np.ndarray) -> np.ndarray:
-        """Atari 4: press FIRE, then take action 2, where games wait for it."""
+        """Atari 4: press FIRE, then take action 2, in games whose action 1 is FIRE."""
         if not self.needs_fire:
             return frames
         for action in (1, 2):

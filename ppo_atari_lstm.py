@@ -85,12 +85,12 @@ class Args:
     ent_coef: float = 0.01  # weight of the entropy bonus
     vf_coef: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # clip the global norm of the gradient to this
-    target_kl: float | None = None  # end an update's epochs after one whose mean KL exceeds this
+    target_kl: float | None = None  # skip an update's other epochs once the mean KL exceeds this
     bootstrap_truncated: bool = False  # add the value of what a time limit cuts off
 
     # Run
     seed: int = 1  # seed of everything random
-    torch_deterministic: bool = True  # use deterministic GPU kernels
+    torch_deterministic: bool = True  # let cuDNN use deterministic kernels
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: CUDA if there is a GPU
     compile: bool = False  # compile the learner; needs a C++ compiler and a minute
     exp_name: str = Path(__file__).stem  # name of the experiment, part of the run folder's name
@@ -134,7 +134,7 @@ class EpisodicLifeEnv(gym.Wrapper):
 
 
 class FireResetEnv(gym.Wrapper):
-    """Atari 4: press FIRE, then action 2, where games need it (common/atari_wrappers.py#L41)."""
+    """Atari 4: press FIRE, then action 2, if action 1 is FIRE (common/atari_wrappers.py#L41)."""
 
     def reset(self, **kwargs):
         obs, info = self.env.reset(**kwargs)
@@ -162,7 +162,7 @@ def make_env(env_id: str, idx: int, capture_video: bool, run_dir: Path) -> gym.E
         grayscale_obs=True,  # Atari 5: grey, 84 x 84
         screen_size=84,
     )
-    # Here, where games are whole and rewards unclipped
+    # Before games are split into lives and rewards clipped
     env = gym.wrappers.RecordEpisodeStatistics(env)
     if record:
         env = gym.wrappers.RecordVideo(env, str(run_dir / "videos"), fps=15, disable_logger=True)
@@ -299,7 +299,10 @@ class Agent(nn.Module):
 
 
 class Batch(NamedTuple):
-    """What the learner sees, (num_steps, num_envs, ...); a minibatch has some columns' rows."""
+    """What the learner sees; the whole batch is (num_steps, num_envs, ...).
+
+    A minibatch has all steps of some of the environments, as rows, in the order of time.
+    """
 
     obs: Tensor  # (rows, 1, 84, 84) uint8
     actions: Tensor  # (rows,) int64
@@ -310,8 +313,8 @@ class Batch(NamedTuple):
     dones: Tensor  # (rows,) 1 where the observation begins an episode
     lstm_state: Tensor  # (environments, 256) before the first of these rows
 
-    def select(self, columns: Tensor) -> "Batch":
-        return Batch(*(field[:, columns].flatten(0, 1) for field in self))
+    def select(self, indices: Tensor) -> "Batch":  # of environments
+        return Batch(*(field[:, indices].flatten(0, 1) for field in self))
 
 
 def compute_gae(
@@ -473,16 +476,16 @@ def main(args: Args) -> Agent:
             advantages=advantages,
             returns=returns,
             dones=to_tensor(dones),
-            lstm_state=initial_lstm_state[None],  # of one step
+            lstm_state=initial_lstm_state[None],  # (1, num_envs, 256): before the first step
         )
 
         stats = []
         for _ in range(args.update_epochs):
-            # Core 6: every epoch visits every row once, in a new random order
+            # Core 6: every epoch visits every row once, the environments in a new random order
             # LSTM 4: minibatches are whole environments, since the order in time must stay
-            for columns in torch.randperm(args.num_envs, device=device).chunk(args.num_minibatches):
+            for indices in torch.randperm(args.num_envs, device=device).chunk(args.num_minibatches):
                 optimizer.zero_grad()
-                loss, mb_stats = ppo_loss(agent, batch.select(columns), clip_coef, args)
+                loss, mb_stats = ppo_loss(agent, batch.select(indices), clip_coef, args)
                 loss.backward()
                 # Core 11: the norm over all parameters is clipped
                 mb_stats["grad_norm"] = nn.utils.clip_grad_norm_(

@@ -28,7 +28,7 @@ SPINNING_UP = "https://github.com/openai/spinningup/blob/master/spinup/algos/pyt
 
 # label: what it is, and where the official code has it
 DETAILS = {
-    "Core 1": ("N environments side by side; M steps an update, then they go on", "common/cmd_util.py#L22"),
+    "Core 1": ("N environments side by side; M steps per update, then they go on", "common/cmd_util.py#L22"),
     "Core 2": ("Orthogonal weights with a gain for each kind of layer, zero biases", "a2c/utils.py#L58"),
     "Core 3": ("Adam's epsilon is 1e-5", "ppo2/model.py#L100"),
     "Core 4": ("The learning rate falls linearly to 0", "ppo2/ppo2.py#L133-L135"),
@@ -44,7 +44,7 @@ DETAILS = {
     "Atari 1": ("Up to 30 no-ops on reset", "common/atari_wrappers.py#L12"),
     "Atari 2": ("Each action is repeated 4 times; the maximum of the last two frames", "common/atari_wrappers.py#L97"),
     "Atari 3": ("A lost life ends the episode", "common/atari_wrappers.py#L61"),
-    "Atari 4": ("FIRE is pressed on reset where the game waits for it", "common/atari_wrappers.py#L41"),
+    "Atari 4": ("FIRE is pressed on reset in games whose action 1 it is", "common/atari_wrappers.py#L41"),
     "Atari 5": ("Grey images of 84 x 84", "common/atari_wrappers.py#L134"),
     "Atari 6": ("Rewards are clipped to their sign", "common/atari_wrappers.py#L125"),
     "Atari 7": ("Four frames are stacked", "common/atari_wrappers.py#L188"),
@@ -103,7 +103,10 @@ def table() -> str:
     rows = []
     for label, (sentence, official) in DETAILS.items():
         base = SPINNING_UP if label == "Aux 3" else BASELINES
-        origin = f"[{official.replace('#', ' ')}]({base}/{official})" if official else ""
+        name = official.replace("#", " ")
+        if base == SPINNING_UP:
+            name = f"Spinning Up, {name}"
+        origin = f"[{name}]({base}/{official})" if official else ""
         here = [
             f"[{script.removeprefix('ppo_').removeprefix('atari_')}](../{script}.py#L{lines[label]})"
             for script, lines in places.items()

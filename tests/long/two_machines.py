@@ -1,6 +1,6 @@
 """Train on two machines, as far as the network can tell: two network namespaces of this one, joined by a cable.
 
-    sudo python tests/long/two_machines.py
+    sudo .venv/bin/python tests/long/two_machines.py
 
 Each namespace has an address of its own and sees the other one, and nothing else. In each, torchrun starts one process
 of ppo_atari_multigpu.py with the commands of docs/scale.md. Checked are that both exit with 0, that only the first
