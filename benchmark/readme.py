@@ -3,7 +3,7 @@
     python benchmark/readme.py
 
 The table has a row for each command of the plans below. Atari games have their milestones below it. The figures have
-the default setting in the environments that are named here, as far as they have been run.
+the settings and environments that are named here, as far as they have been run.
 """
 
 import importlib
@@ -22,14 +22,14 @@ import plot  # noqa: E402
 
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmark" / "results"
-PLANS = ("classic", "mujoco", "atari")
-CONTINUOUS = "ppo_continuous_action"
+PLANS = ("classic", "mujoco", "atari", "cleaner")
+CONTINUOUS = ("ppo_continuous_action",)
 FIGURES = {
     "results": {
-        "CartPole-v1": "separate",
+        "CartPole-v1": ("separate",),
         "Hopper-v5": CONTINUOUS,
         "HalfCheetah-v5": CONTINUOUS,
-        "Breakout-v5": "ppo_atari_envpool",
+        "Breakout-v5": ("ppo_atari_envpool",),
     },
     "mujoco": {
         "Walker2d-v5": CONTINUOUS,
@@ -37,6 +37,7 @@ FIGURES = {
         "Pusher-v5": CONTINUOUS,
         "Humanoid-v5": CONTINUOUS,
     },
+    "cleaner": {"Jumanji-Cleaner-v0": ("masked", "unmasked")},
 }
 BEGIN, END = "<!-- results: python benchmark/readme.py -->\n", "<!-- end of the results -->\n"
 
@@ -125,21 +126,21 @@ def page() -> str:
     return before + BEGIN + table() + "\n" + milestones() + END + after
 
 
-def draw(name: str, settings: dict[str, str]) -> None:
-    """Draw docs/NAME.png: one setting of each environment."""
+def draw(name: str, settings: dict[str, tuple[str, ...]]) -> None:
+    """Draw docs/NAME.png: some settings of each environment."""
     runs = {}
     for plan in PLANS:
         for environment, some in read(plan).items():
             runs.setdefault(environment, {}).update(some)
     groups = {
-        environment: {setting: runs[environment][setting]}
-        for environment, setting in settings.items()
+        environment: {setting: runs[environment][setting] for setting in names}
+        for environment, names in settings.items()
         if environment in runs
     }
     curves = {
-        (environment, setting): plot.curve(groups[environment][setting])
-        for environment, setting in settings.items()
-        if environment in groups
+        (environment, setting): plot.curve(some)
+        for environment, by_setting in groups.items()
+        for setting, some in by_setting.items()
     }
     args = plot.Args(runs=(), x="steps", published_curves=True)
     with matplotlib.rc_context(plot.STYLE):

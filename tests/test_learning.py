@@ -20,11 +20,12 @@ def episodic_returns() -> tuple[Path, list[float]]:
     return run, [event.value for event in log.Scalars("charts/episodic_return")]
 
 
-def test_cartpole_is_solved_and_evaluates_as_it_trained():
-    ppo.main(ppo.Args(seed=5))
+def test_cartpole_is_learned_and_evaluates_as_it_trained():
+    """Ten seeds end at 490 on the mean, with a deviation of 10 (benchmark/results/classic): four of them are allowed."""
+    ppo.main(ppo.Args())
     run, returns = episodic_returns()
-    assert np.mean(returns[-100:]) >= 475
-    assert evaluate.main(evaluate.Args((run,), episodes=10))["mean"] >= 475
+    assert np.mean(returns[-100:]) >= 450
+    assert evaluate.main(evaluate.Args((run,), episodes=10))["mean"] >= 450
 
 
 def test_pendulum_swings_up_and_needs_its_statistics():
