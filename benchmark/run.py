@@ -442,7 +442,8 @@ class Progress:
         self.failures = 0
         self.first_steps = {}  # of each run, by its first report
         self.last_steps = {}  # by its last one
-        self.started = self.last_lines = time.monotonic()
+        self.started = None  # the time of the first report: before it, runs may wait for a core
+        self.last_lines = time.monotonic()
         self.terminal = sys.stderr.isatty()
         self.bars = {}
 
@@ -452,6 +453,8 @@ class Progress:
         if not self.terminal and now - self.last_lines < LINES_EVERY:
             return
         self.last_lines = now
+        if states and self.started is None:
+            self.started = now
         total = sum(job.goal for job in self.jobs)
         done = total - sum(job.goal for job in self.left)
         for job in self.left:

@@ -345,7 +345,7 @@ def test_a_script_that_git_does_not_know_is_no_clean_commit():
     assert run.circumstances(Path("known.py"))["dirty"] is True
 
 
-def test_the_time_left_leaves_out_what_a_run_had_before_it_was_resumed(monkeypatch, capsys):
+def test_the_time_left_leaves_out_waiting_and_what_a_run_had_before_it_was_resumed(monkeypatch, capsys):
     job = run.Job(Path("ppo.py"), "E-v0", "p.x", 1, (), 1_000_000)
     other = replace(job, seed=2)
     clock = [0.0]
@@ -353,8 +353,8 @@ def test_the_time_left_leaves_out_what_a_run_had_before_it_was_resumed(monkeypat
     progress = run.Progress("p", [job, other], [job, other])
     for clock[0], step in ((60.0, 900_000), (160.0, 980_000)):
         progress.show({job.name: (step, ""), other.name: (step, "")})
-    # 2 x 20,000 steps at 2 x 80,000 in 160 s
-    assert capsys.readouterr().err.splitlines()[-1].endswith("0 of 2 runs finished, 00:40 left")
+    # 2 x 20,000 steps at 2 x 80,000 in 100 s
+    assert capsys.readouterr().err.splitlines()[-1].endswith("0 of 2 runs finished, 00:25 left")
     progress.end(other, "too bad")
     clock[0] = 300.0
     progress.show({job.name: (980_000, "")})
