@@ -345,7 +345,9 @@ def test_a_script_that_git_does_not_know_is_no_clean_commit():
     assert run.circumstances(Path("known.py"))["dirty"] is True
 
 
-def test_the_time_left_leaves_out_waiting_and_what_a_run_had_before_it_was_resumed(monkeypatch, capsys):
+def test_the_time_left_leaves_out_waiting_and_what_a_run_had_before_it_was_resumed(
+    monkeypatch, capsys
+):
     job = run.Job(Path("ppo.py"), "E-v0", "p.x", 1, (), 1_000_000)
     other = replace(job, seed=2)
     clock = [0.0]

@@ -21,7 +21,7 @@ def episodic_returns() -> tuple[Path, list[float]]:
 
 
 def test_cartpole_is_learned_and_evaluates_as_it_trained():
-    """Ten seeds end at 490 on the mean, with a deviation of 10 (benchmark/results/classic): four of them are allowed."""
+    """Ten seeds end at 490, with a deviation of 10 (benchmark/results/classic): four deviations are allowed."""
     ppo.main(ppo.Args())
     run, returns = episodic_returns()
     assert np.mean(returns[-100:]) >= 450
