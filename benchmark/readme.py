@@ -23,6 +23,7 @@ import plot  # noqa: E402
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmark" / "results"
 PLANS = ("classic", "mujoco", "atari", "cleaner")
+EXPERIMENTS = ("truncated",)  # plans that have figures and no rows
 CONTINUOUS = ("ppo_continuous_action",)
 FIGURES = {
     "results": {
@@ -38,6 +39,10 @@ FIGURES = {
         "Humanoid-v5": CONTINUOUS,
     },
     "cleaner": {"Jumanji-Cleaner-v0": ("masked", "unmasked")},
+    "truncated": {
+        "Pendulum-v1": ("tuned", "tuned_bootstrapped"),
+        "HalfCheetah-v5": (*CONTINUOUS, "bootstrapped"),
+    },
 }
 BEGIN, END = "<!-- results: python benchmark/readme.py -->\n", "<!-- end of the results -->\n"
 
@@ -129,7 +134,7 @@ def page() -> str:
 def draw(name: str, settings: dict[str, tuple[str, ...]]) -> None:
     """Draw docs/NAME.png: some settings of each environment."""
     runs = {}
-    for plan in PLANS:
+    for plan in PLANS + EXPERIMENTS:
         for environment, some in read(plan).items():
             runs.setdefault(environment, {}).update(some)
     groups = {
