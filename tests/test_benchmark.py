@@ -396,10 +396,15 @@ def train_fake(body: str, stop_at: int | None = None) -> tuple[str, list]:
 
 
 def test_a_run_is_stopped_by_one_signal_once_it_has_passed_stop_at():
+    args = {"num_envs": 4, "num_steps": 128}
+    torch.save({"args": args, "global_step": 1_536}, "saved.pt")
     body = """
+import os
 def save(signum, frame):
     open("signals", "a").write("x")
     time.sleep(1.5)
+    os.makedirs("runs/E-v0__x__1__1")
+    os.rename("saved.pt", "runs/E-v0__x__1__1/checkpoint.pt")
     sys.exit(143)
 signal.signal(signal.SIGTERM, save)
 for step in ("500", "1,500"):
