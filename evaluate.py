@@ -43,9 +43,8 @@ from ppo import fail, find_run
 
 @dataclass
 class Args:
-    runs: tyro.conf.Positional[
-        tuple[Path, ...]
-    ]  # run folder, or the beginning of its name; of several, the newest
+    # run folder, or the beginning of its name; of several, the newest
+    runs: tyro.conf.Positional[tuple[Path, ...]]
     script: Path | None = None  # script that trained the agent, if it is not found by its name
     env_id: str | None = None  # repeat the id of an environment that a package registers
     episodes: int = 10  # whole games to play
@@ -123,9 +122,8 @@ def load_agent(
 def play(agent: nn.Module, envs: gym.vector.VectorEnv, args: Args) -> tuple[list[float], list[int]]:
     """Play whole games; return their unclipped returns and their lengths in steps of the agent."""
     torch.manual_seed(args.seed)
-    wanted = inspect.signature(
-        agent.get_action
-    ).parameters  # a recurrent agent takes a state, a masked one a mask
+    # A recurrent agent takes a state, a masked one a mask.
+    wanted = inspect.signature(agent.get_action).parameters
     lstm_state = agent.initial_state(1) if "lstm_state" in wanted else None
     done = np.zeros(1, dtype=bool)
     obs, infos = envs.reset(seed=[args.seed])
@@ -136,9 +134,8 @@ def play(agent: nn.Module, envs: gym.vector.VectorEnv, args: Args) -> tuple[list
     )
     while len(returns) < args.episodes:
         x = torch.as_tensor(obs)
-        inputs: dict[str, Tensor] = {
-            "x": x if x.ndim > 2 else x.float()
-        }  # images stay uint8, as in training
+        # Images stay uint8, as in training.
+        inputs: dict[str, Tensor] = {"x": x if x.ndim > 2 else x.float()}
         if "lstm_state" in wanted:
             inputs["lstm_state"] = lstm_state
             inputs["done"] = torch.as_tensor(done).float()

@@ -141,7 +141,7 @@ class EnvPoolAtari(gym.vector.VectorEnv):
             self.args.env_id,
             env_type="gymnasium",
             num_envs=self.num_envs,
-            seed=[number >> 1 for number in seed],  # of 31 bits, fixed from here on
+            seed=[number >> 1 for number in seed],  # EnvPool's seeds have 31 bits
             noop_max=30,  # Atari 1: 1 to 30 no-ops on reset
             frame_skip=4,  # Atari 2: actions repeated 4 times; the last two frames' maximum is seen
             repeat_action_probability=0.0,
