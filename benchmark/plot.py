@@ -23,7 +23,6 @@ says for which version of the environment they are, and after how many steps. An
 because the runs are not that far yet.
 """
 
-import csv
 import json
 import math
 import re
@@ -143,7 +142,7 @@ def read(path: Path) -> Run:
         raise ValueError("it has no TensorBoard log; train again") from None
     except OSError as error:
         raise ValueError(f"cannot be read: {error.strerror}") from None
-    except (ValueError, csv.Error):
+    except ValueError:
         raise ValueError(
             "not a result file, which has numbers in step,return,length,seconds"
         ) from None

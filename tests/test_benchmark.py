@@ -54,7 +54,7 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
     return code, Path("out.txt").read_text(), Path("err.txt").read_text()
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 60):
+def wait_for(condition: Callable[[], object], seconds: float = 120):
     """Return what `condition` returns as soon as that is something."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
