@@ -40,7 +40,7 @@ FIGURES = {
     },
     "cleaner": {"Jumanji-Cleaner-v0": ("masked", "unmasked")},
     "truncated": {
-        "Pendulum-v1": ("tuned", "tuned_bootstrapped"),
+        "Pendulum-v1": (*CONTINUOUS, "bootstrapped", "tuned", "tuned_bootstrapped"),
         "HalfCheetah-v5": (*CONTINUOUS, "bootstrapped"),
     },
 }

@@ -29,14 +29,18 @@ def test_cartpole_is_learned_and_evaluates_as_it_trained():
 
 
 def test_pendulum_swings_up_and_needs_its_statistics():
-    """A random policy gets about -1200, a good one about -200; with statistics of its own instead, it is lost."""
+    """A random policy gets about -1200, a good one about -200; without the statistics of its training it is lost.
+
+    Five seeds ended between -327 and -204. Their agents got -240 to -156, and -1451 to -1149 without the statistics.
+    """
     args = ppo_continuous_action.Args(
         env_id="Pendulum-v1",
-        total_timesteps=120_000,
+        total_timesteps=60_000,
         num_envs=4,
         num_steps=256,
         gamma=0.9,
         learning_rate=1e-3,
+        bootstrap_truncated=True,
     )
     ppo_continuous_action.main(args)
     run, returns = episodic_returns()
