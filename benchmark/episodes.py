@@ -65,7 +65,11 @@ def read_csv(path: Path) -> Episodes:
         if file.readline().rstrip() != ",".join(COLUMNS):
             raise ValueError(f"{path} is not a results file: its columns are not {COLUMNS}")
         lines = file.readlines()
-    return to_episodes(np.loadtxt(lines, delimiter=",") if lines else [])
+    if not lines:
+        return to_episodes([])
+    types = [(name, float) for name in COLUMNS]  # a row with more or fewer is an error
+    table = np.loadtxt(lines, delimiter=",", dtype=types, ndmin=1)
+    return Episodes(*(table[name] for name in COLUMNS))
 
 
 def write_csv(path: Path, episodes: Episodes) -> None:
@@ -83,6 +87,6 @@ def write_csv(path: Path, episodes: Episodes) -> None:
     temporary.replace(path)
 
 
-def to_episodes(rows) -> Episodes:
+def to_episodes(rows: list) -> Episodes:
     columns = np.array(rows, dtype=float).reshape(-1, len(COLUMNS)).T
     return Episodes(*columns)

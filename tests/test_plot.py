@@ -519,6 +519,8 @@ HEADER = "step,return,length,seconds\n"
     [
         ("CartPole-v1__a__1.csv", "", "not a result file"),
         ("CartPole-v1__a__1.csv", "a,b\n1,2\n", "not a result file"),
+        ("CartPole-v1__a__1.csv", "return,step,length,seconds\n1,2,3,4\n", "not a result file"),
+        ("CartPole-v1__a__1.csv", HEADER + "1,2,3,4,5\n" * 4, "not a result file"),
         ("CartPole-v1__a__1.csv", HEADER + "1,2,3,x\n", "not a result file"),
         ("CartPole-v1__a__1.csv", HEADER + "1,2,3,4\n1,2\n", "not a result file"),
         ("CartPole-v1__a__1.csv", "\0\udcff", "not a result file"),
