@@ -461,11 +461,10 @@ def draw_published(
     for network in sorted({network_of(name) for name in settings}, key=str.lower):
         curves = published("curves", environment, network) if with_curves else []
         for entry in curves:
-            steps = np.array(entry["steps"])
-            near = steps <= longest
+            steps = [step for step in entry["steps"] if step < longest] + [longest]
             panel.plot(
-                steps[near],
-                np.array(entry["returns"])[near],
+                steps,
+                np.interp(steps, entry["steps"], entry["returns"], left=np.nan, right=np.nan),
                 label=f"{entry_name(entry)}\n({entry['environment']})",
                 **style(entry),
             )

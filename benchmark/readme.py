@@ -10,6 +10,7 @@ import importlib
 import json
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -23,7 +24,7 @@ import plot  # noqa: E402
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmark" / "results"
 PLANS = ("classic", "mujoco", "atari", "cleaner")
-EXPERIMENTS = ("truncated",)  # plans that have figures and no rows
+EXPERIMENTS = ("truncated", "own_resets")  # plans that have figures and no rows
 CONTINUOUS = ("ppo_continuous_action",)
 FIGURES = {
     "results": {
@@ -38,12 +39,19 @@ FIGURES = {
         "Pusher-v5": CONTINUOUS,
         "Humanoid-v5": CONTINUOUS,
     },
+    "atari": {
+        "PongNoFrameskip-v4": ("ppo_atari",),
+        "Pong-v5": ("ppo_atari_envpool",),
+        "BreakoutNoFrameskip-v4": ("ppo_atari_lstm",),
+    },
     "cleaner": {"Jumanji-Cleaner-v0": ("masked", "unmasked")},
     "truncated": {
         "Pendulum-v1": (*CONTINUOUS, "bootstrapped", "tuned", "tuned_bootstrapped"),
         "HalfCheetah-v5": (*CONTINUOUS, "bootstrapped"),
     },
+    "own_resets": {"Breakout-v5": ("ppo_atari_envpool", "own_resets")},
 }
+DRAWN_STEPS = {"own_resets": 1_000_000}  # of figures that end before their runs
 BEGIN, END = "<!-- results: python benchmark/readme.py -->\n", "<!-- end of the results -->\n"
 
 
@@ -137,8 +145,16 @@ def draw(name: str, settings: dict[str, tuple[str, ...]]) -> None:
     for plan in PLANS + EXPERIMENTS:
         for environment, some in read(plan).items():
             runs.setdefault(environment, {}).update(some)
+    last = DRAWN_STEPS.get(name, np.inf)
     groups = {
-        environment: {setting: runs[environment][setting] for setting in names}
+        environment: {
+            setting: [
+                replace(run, episodes=run.episodes.until(last))
+                for run in runs[environment][setting]
+            ]
+            for setting in names
+            if setting in runs[environment]
+        }
         for environment, names in settings.items()
         if environment in runs
     }

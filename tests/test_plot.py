@@ -439,8 +439,20 @@ def test_run_that_is_not_far_yet_keeps_its_scale():
     (panel,) = drawn({"Breakout-v5": {"mine": [own]}}, x="steps", published_curves=True).axes
     assert legend(panel)[1] == "official code\n(BreakoutNoFrameskip-v4)"
     official = panel.get_lines()[1]
-    assert official.get_xdata().max() == 1_000_000
+    assert official.get_xdata()[-1] == 1_000_000
     assert official.get_ydata()[-1] == pytest.approx(17.43)
+
+
+def test_a_published_curve_goes_as_far_as_the_runs_and_no_further():
+    """Breakout's is published at 200,000, 400,000, ... steps, with 12.24 and 14.57 on both sides of 700,000."""
+    for longest, end in ((700, 13.405), (100, np.nan), (20_000, np.nan)):
+        own = run(
+            episodes(np.linspace(0, 10, longest), length=1000), "runs/Breakout-v5__mine__1__1"
+        )
+        (panel,) = drawn({"Breakout-v5": {"mine": [own]}}, x="steps", published_curves=True).axes
+        official = panel.get_lines()[1]
+        assert official.get_xdata()[-1] == 1000 * longest
+        assert official.get_ydata()[-1] == pytest.approx(end, abs=1e-3, nan_ok=True)
 
 
 @pytest.mark.parametrize("x", ["steps", "both"])
