@@ -10,7 +10,6 @@ import importlib
 import json
 import shlex
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -24,7 +23,7 @@ import plot  # noqa: E402
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmark" / "results"
 PLANS = ("classic", "mujoco", "atari", "cleaner")
-EXPERIMENTS = ("truncated", "own_resets")  # plans that have figures and no rows
+EXPERIMENTS = ("truncated",)  # plans that have figures and no rows
 CONTINUOUS = ("ppo_continuous_action",)
 FIGURES = {
     "results": {
@@ -49,9 +48,7 @@ FIGURES = {
         "Pendulum-v1": (*CONTINUOUS, "bootstrapped", "tuned", "tuned_bootstrapped"),
         "HalfCheetah-v5": (*CONTINUOUS, "bootstrapped"),
     },
-    "own_resets": {"Breakout-v5": ("ppo_atari_envpool", "own_resets")},
 }
-DRAWN_STEPS = {"own_resets": 1_000_000}  # of figures that end before their runs
 BEGIN, END = "<!-- results: python benchmark/readme.py -->\n", "<!-- end of the results -->\n"
 
 
@@ -145,16 +142,8 @@ def draw(name: str, settings: dict[str, tuple[str, ...]]) -> None:
     for plan in PLANS + EXPERIMENTS:
         for environment, some in read(plan).items():
             runs.setdefault(environment, {}).update(some)
-    last = DRAWN_STEPS.get(name, np.inf)
     groups = {
-        environment: {
-            setting: [
-                replace(run, episodes=run.episodes.until(last))
-                for run in runs[environment][setting]
-            ]
-            for setting in names
-            if setting in runs[environment]
-        }
+        environment: {setting: runs[environment][setting] for setting in names}
         for environment, names in settings.items()
         if environment in runs
     }
