@@ -118,7 +118,8 @@ def make_env(env_id: str, idx: int, capture_video: bool, run_dir: Path) -> gym.E
         space = gym.spaces.Discrete(env.action_space.n)
         env = gym.wrappers.TransformAction(env, lambda action: start + action, space)
     if record:
-        env = gym.wrappers.RecordVideo(env, str(run_dir / "videos"), disable_logger=True)
+        folder = free_path(run_dir / "videos")  # a resumed run may have some already
+        env = gym.wrappers.RecordVideo(env, str(folder), disable_logger=True)
     return gym.wrappers.RecordEpisodeStatistics(env)
 
 
@@ -636,13 +637,17 @@ def fits(saved, own) -> bool:
 def new_run_dir(args: Args) -> Path:
     """Return a name that is free, legal on every system, and one level deep."""
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
-    name = re.sub(r"[^\w.+-]+", "-", name)
-    run_dir = Path("runs") / name
+    return free_path(Path("runs") / re.sub(r"[^\w.+-]+", "-", name))
+
+
+def free_path(path: Path) -> Path:
+    """Return `path` if nothing is there, else the first of path-2, path-3, ... that is free."""
+    free = path
     number = 2
-    while os.path.exists(run_dir):
-        run_dir = Path("runs") / f"{name}-{number}"
+    while os.path.exists(free):
+        free = path.with_name(f"{path.name}-{number}")
         number += 1
-    return run_dir
+    return free
 
 
 class Run:
@@ -901,6 +906,8 @@ class Run:
             called = Path(sys.argv[0]).name == self.script.name
             script = sys.argv[0] if called else str(self.script)
             command = [sys.orig_argv[0], script, "--resume", str(self.dir)]
+            if ":" in self.args.env_id:  # a package is imported only if the command names it
+                command += ["--env-id", self.args.env_id]
             say(f"to go on: {shlex.join(command)}", sys.stderr)
 
 

@@ -166,7 +166,8 @@ def make_env(env_id: str, idx: int, capture_video: bool, run_dir: Path) -> gym.E
     # Before games are split into lives and rewards clipped
     env = gym.wrappers.RecordEpisodeStatistics(env)
     if record:
-        env = gym.wrappers.RecordVideo(env, str(run_dir / "videos"), fps=15, disable_logger=True)
+        folder = free_path(run_dir / "videos")  # a resumed run may have some already
+        env = gym.wrappers.RecordVideo(env, str(folder), fps=15, disable_logger=True)
     env = EpisodicLifeEnv(env)
     if env.action_space.n >= 3 and env.unwrapped.get_action_meanings()[1] == "FIRE":
         env = FireResetEnv(env)
@@ -394,7 +395,9 @@ def main(args: Args) -> Agent:
     # One rollout. The images stay on the learner's device, with their channels last in memory,
     # which suits convolutions. Log-probabilities and values are kept as they come: to compute them
     # at the end, as ppo.py does, would take a second pass through the convolutions.
-    obs = torch.zeros((args.num_steps, args.num_envs, 84, 84, 4), dtype=torch.uint8, device=device)
+    channels, height, width = envs.single_observation_space.shape
+    obs_shape = (args.num_steps, args.num_envs, height, width, channels)
+    obs = torch.zeros(obs_shape, dtype=torch.uint8, device=device)
     obs = obs.movedim(-1, 2)  # (num_steps, num_envs, 4, 84, 84)
     actions = torch.zeros((args.num_steps, args.num_envs), dtype=torch.int64, device=device)
     logprobs = torch.zeros((args.num_steps, args.num_envs), device=device)
@@ -680,13 +683,17 @@ def fits(saved, own) -> bool:
 def new_run_dir(args: Args) -> Path:
     """Return a name that is free, legal on every system, and one level deep."""
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
-    name = re.sub(r"[^\w.+-]+", "-", name)
-    run_dir = Path("runs") / name
+    return free_path(Path("runs") / re.sub(r"[^\w.+-]+", "-", name))
+
+
+def free_path(path: Path) -> Path:
+    """Return `path` if nothing is there, else the first of path-2, path-3, ... that is free."""
+    free = path
     number = 2
-    while os.path.exists(run_dir):
-        run_dir = Path("runs") / f"{name}-{number}"
+    while os.path.exists(free):
+        free = path.with_name(f"{path.name}-{number}")
         number += 1
-    return run_dir
+    return free
 
 
 class Run:
@@ -945,6 +952,8 @@ class Run:
             called = Path(sys.argv[0]).name == self.script.name
             script = sys.argv[0] if called else str(self.script)
             command = [sys.orig_argv[0], script, "--resume", str(self.dir)]
+            if ":" in self.args.env_id:  # a package is imported only if the command names it
+                command += ["--env-id", self.args.env_id]
             say(f"to go on: {shlex.join(command)}", sys.stderr)
 
 

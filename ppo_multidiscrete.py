@@ -11,7 +11,8 @@
 
 In EnvPool's Cleaner three robots clean a maze. The return is 21 after 1,000,000 steps, which take a
 few minutes on one CPU core, and 5 without masks (five seeds each). Gymnasium's environments with
-several discrete actions work too; what info["action_mask"] calls invalid is never taken.
+several discrete actions work too; what info["action_mask"], one array for all components, calls
+invalid is never taken.
 
 The algorithm is that of the official code, ppo2 in github.com/openai/baselines at commit ea25b9e. A
 reference such as ppo2/runner.py#L56 is a line of it, below the folder baselines; a label such as
@@ -128,7 +129,8 @@ def make_env(env_id: str, idx: int, capture_video: bool, run_dir: Path) -> gym.E
         env, lambda action: start + action.reshape(start.shape), space
     )
     if record:
-        env = gym.wrappers.RecordVideo(env, str(run_dir / "videos"), disable_logger=True)
+        folder = free_path(run_dir / "videos")  # a resumed run may have some already
+        env = gym.wrappers.RecordVideo(env, str(folder), disable_logger=True)
     return gym.wrappers.RecordEpisodeStatistics(env)
 
 
@@ -187,7 +189,7 @@ class Cleaner(gym.vector.VectorEnv):
     def __init__(self, args: Args, run_dir: Path):
         self.args = args
         self.num_envs = args.num_envs
-        self.video_dir = run_dir / "videos"
+        self.video_dir = free_path(run_dir / "videos")  # a resumed run may have some already
         self.film = []  # of the first environment's episode
         self.episodes = 0  # that the first environment has finished
 
@@ -196,7 +198,7 @@ class Cleaner(gym.vector.VectorEnv):
             self.args.env_id,
             env_type="gymnasium",
             num_envs=self.num_envs,
-            seed=[number >> 1 for number in seed],  # EnvPool takes 31 bits, and takes them here
+            seed=[number % 2**31 for number in seed],  # EnvPool takes 31 bits, and takes them here
             render_mode="rgb_array" if self.args.capture_video else None,
         )
         self.episode_returns = np.zeros(self.num_envs)
@@ -275,7 +277,8 @@ class ActionMask(gym.vector.VectorWrapper):
         masks = infos["action_mask"].reshape(self.num_envs, -1).astype(bool)
         if masks.shape != valid.shape:
             shapes = f"{masks.shape[1:]}, not {valid.shape[1:]}"
-            fail(f"the action masks of {self.args.env_id} have the shape {shapes}")
+            how = "concatenate those of the components"
+            fail(f"the action masks of {self.args.env_id} have the shape {shapes}: {how}")
         valid = masks | ~infos["_action_mask"][:, None]
         first = np.cumsum(self.nvec) - self.nvec  # column of each component
         if not np.logical_or.reduceat(valid, first, axis=1).all():
@@ -785,13 +788,17 @@ def fits(saved, own) -> bool:
 def new_run_dir(args: Args) -> Path:
     """Return a name that is free, legal on every system, and one level deep."""
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
-    name = re.sub(r"[^\w.+-]+", "-", name)
-    run_dir = Path("runs") / name
+    return free_path(Path("runs") / re.sub(r"[^\w.+-]+", "-", name))
+
+
+def free_path(path: Path) -> Path:
+    """Return `path` if nothing is there, else the first of path-2, path-3, ... that is free."""
+    free = path
     number = 2
-    while os.path.exists(run_dir):
-        run_dir = Path("runs") / f"{name}-{number}"
+    while os.path.exists(free):
+        free = path.with_name(f"{path.name}-{number}")
         number += 1
-    return run_dir
+    return free
 
 
 class Run:
@@ -1050,6 +1057,8 @@ class Run:
             called = Path(sys.argv[0]).name == self.script.name
             script = sys.argv[0] if called else str(self.script)
             command = [sys.orig_argv[0], script, "--resume", str(self.dir)]
+            if ":" in self.args.env_id:  # a package is imported only if the command names it
+                command += ["--env-id", self.args.env_id]
             say(f"to go on: {shlex.join(command)}", sys.stderr)
 
 

@@ -612,6 +612,7 @@ def test_an_environment_that_raises_shows_its_error_and_how_to_go_on(called):
     assert "ValueError: the pole broke" in end.stderr
     # A program has arguments of its own; it is the script that can go on.
     hint = shlex.join([sys.executable, str(ROOT / "ppo.py"), "--resume", str(run_folder())])
+    hint += " --env-id broken:Broken-v0"  # without it, a resume imports no package
     assert end.stderr.splitlines()[-1] == f"to go on: {hint}"
 
 

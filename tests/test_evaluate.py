@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import cv2
+import envpool
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -226,6 +227,22 @@ def test_the_mean_and_deviation_are_those_of_the_games_and_another_seed_plays_ot
     assert first["returns"] != second["returns"]
 
 
+@pytest.mark.parametrize("script", ["ppo_atari_envpool", "ppo_multidiscrete"])
+def test_seeds_that_are_neighbours_are_two_seeds_to_envpool(script, monkeypatch):
+    given = []
+    make = envpool.make
+
+    def noted(*args, seed, **options):
+        given.extend(seed)
+        return make(*args, seed=seed, **options)
+
+    monkeypatch.setattr(envpool, "make", noted)
+    envs = MODULES[script].make_envs(MODULES[script].Args(num_envs=1), Path("runs"))
+    for seed in (1_000_000, 1_000_001, 2**31 - 1):
+        envs.reset(seed=[seed])
+    assert len(set(given)) == 3
+
+
 def test_atari_games_are_played_to_their_end_with_true_rewards(monkeypatch):
     """Lost lives end episodes, but the return is that of the five lives, and a point is worth more than its sign."""
     run = train("ppo_atari")
@@ -399,6 +416,49 @@ def test_a_copied_renamed_edited_script_trains_resumes_and_evaluates(capsys, mon
     assert_one_line(
         evaluate.Args((run,), script=Path("my/other.py")), ["--script", "other.py"], capsys
     )
+
+
+IMAGES = """
+class Images(gym.Env):
+    observation_space = gym.spaces.Box(0, 255, (3, 64, 48), np.uint8)
+    action_space = gym.spaces.Discrete(5)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.clock = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        self.clock += 1
+        return self.observation_space.sample(), 1.0, self.clock == 7, False, {}
+
+
+def make_env(env_id, idx, capture_video, run_dir):
+    return gym.wrappers.RecordEpisodeStatistics(Images())
+
+
+"""
+
+
+def test_a_copy_trains_on_images_that_are_not_ataris():
+    """With no other changes than those that the README names."""
+    source = (REPOSITORY / "ppo_atari.py").read_text()
+    before, _, rest = source.partition("def make_env(")
+    _, _, after = rest.partition("def make_envs(")
+    source = before + IMAGES + "def make_envs(" + after
+    before, _, rest = source.partition("def check_game(")
+    _, line, after = rest.partition("# ----")
+    source = before + line + after
+    for old, new in (("nn.Conv2d(4, 32", "nn.Conv2d(3, 32"), ("64 * 7 * 7", "64 * 4 * 2")):
+        assert source.count(old) == 1
+        source = source.replace(old, new)
+    Path("images.py").write_text(source)
+    sizes = ["--num-envs", "2", "--num-steps", "16", "--total-timesteps", "64"]
+    result = python(Path("images.py"), "--env-id", "Images-v0", *sizes)
+    assert result.returncode == 0, result.stderr
+    (run,) = Path("runs").iterdir()
+    played = evaluate.main(evaluate.Args((run,), script=Path("images.py"), episodes=2))
+    assert played["lengths"] == [7, 7]
 
 
 def test_a_copy_of_the_same_name_is_taken_in_its_folder_and_by_its_path_and_nowhere_else(

@@ -347,6 +347,19 @@ def test_capture_video_films_an_environment(script, env_id):
     assert all(frames(video) > 0 for video in videos)
 
 
+@pytest.mark.parametrize("script", ["ppo", "ppo_atari_envpool"])
+def test_a_resumed_run_keeps_the_videos_that_it_has(script):
+    filmed = run(script, capture_video=True)
+    first = {video: video.read_bytes() for video in filmed.run_dir.rglob("*.mp4")}
+    assert first
+    run(script, capture_video=True, total_timesteps=192, resume=filmed.run_dir)
+    assert all(video.read_bytes() == content for video, content in first.items())
+    second = set(filmed.run_dir.rglob("*.mp4")) - set(first)
+    # The numbers begin anew, so that they would have the same names.
+    assert {video.name for video in second} & {video.name for video in first}
+    assert all(frames(video) > 0 for video in second)
+
+
 def test_only_capture_video_makes_videos(finished):
     assert not list(finished.run_dir.rglob("*.mp4"))
 

@@ -451,7 +451,7 @@ CHANGES = {
         ("returns of all games so far", "self.game_returns[i] = 0", "pass", POOL_REPORTS),
         ("a game is reported in every later step", "self.finished = {}\n        frames, rewards", "frames, rewards",
          POOL_GAMES),
-        ("the same seed in all environments", "number >> 1 for number in seed", "1 for number in seed", OWN_SEEDS),
+        ("the same seed in all environments", "number % 2**31 for number in seed", "1 for number in seed", OWN_SEEDS),
         # The agent
         ("Atari 8: half the filters", *HALF_THE_FILTERS, NETWORK),
         ("Atari 8: a missing ReLU", *MISSING_RELU, LOSS),
