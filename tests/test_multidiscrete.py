@@ -910,7 +910,7 @@ def make_cleaner(num_envs: int) -> tuple[gym.vector.VectorEnv, tuple[np.ndarray,
     """Return the script's environments, what their reset gives, and EnvPool's own, one by one, with the same seeds."""
     seeds = list(range(100, 100 + num_envs))
     envs = module.make_envs(module.Args(num_envs=num_envs), Path("runs"))
-    first = envs.reset(seed=[2 * seed for seed in seeds])  # EnvPool takes seeds of half as many
+    first = envs.reset(seed=seeds)
     return (
         envs,
         first,
