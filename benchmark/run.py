@@ -12,6 +12,7 @@ A plan is a TOML file. Every setting in it stands for one run per environment an
     flags = "--shared-network"  # more flags of the script (default: none)
     name = "shared"             # of the setting (default: the script's)
     stop_at = 100_000           # end here, with the schedules of all the steps (default: steps)
+    threads = 2                 # of PyTorch, and the cores of each run (default: 1)
 
 The scripts run as they are, each in its own process, with their usual run folders in runs/; what
 they print goes to runs/.logs/. Ray hands out the cores of this machine, or with --address those of a
@@ -70,7 +71,7 @@ PACKAGES = ("torch", "gymnasium", "numpy", "envpool", "ale-py", "mujoco", "ray")
 
 # What every setting of a plan must have, and what it can have.
 NEEDED = {"script": str, "env_ids": list, "seeds": list, "steps": int}
-OPTIONAL = {"flags": str, "name": str, "stop_at": int}
+OPTIONAL = {"flags": str, "name": str, "stop_at": int, "threads": int}
 # Flags that a plan has its own words for, or that are not for a plan.
 RESERVED = ("--env-id", "--seed", "--total-timesteps", "--exp-name", "--resume")
 
@@ -90,6 +91,7 @@ class Job:
     flags: tuple[str, ...]
     steps: int
     stop_at: int | None = None
+    threads: int = 1
 
     @property
     def name(self) -> str:
@@ -228,6 +230,7 @@ def read_plan(path: Path) -> list[Job]:
                     flags=tuple(flags),
                     steps=setting["steps"],
                     stop_at=setting.get("stop_at"),
+                    threads=setting.get("threads", 1),
                 )
                 if job.name in [other.name for other in jobs]:
                     fail(f"{place}: {job.label} is in the plan twice: give a setting a name")
@@ -257,6 +260,8 @@ def check_setting(setting, place: str) -> None:
         fail(f"{place}: env_ids must be names of environments, not {setting['env_ids']}")
     if not 0 < setting.get("stop_at", 1) <= setting["steps"]:
         fail(f"{place}: stop_at must lie between 1 and steps, not at {setting['stop_at']}")
+    if setting.get("threads", 1) < 1:
+        fail(f"{place}: threads must be at least 1, not {setting['threads']}")
 
 
 # -------------------------------------------------------------------------------------------------
@@ -281,7 +286,7 @@ def train(job: Job, report: Callable[[int, str], None]) -> str:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | {"OMP_NUM_THREADS": str(job.threads)},
             process_group=0,  # out of reach of the terminal's Ctrl-C: one signal is enough
             preexec_fn=die_with_parent,
         )
@@ -350,7 +355,7 @@ def finished(job: Job) -> bool:
 def note_circumstances(job: Job) -> None:
     """Write down what a run is about to be trained with, beside what it was begun with."""
     noted = noted_circumstances(job) if find_folder(job) else []
-    facts = circumstances(job.script)
+    facts = circumstances(job.script, job.threads)
     if facts not in noted:
         write_json(LOGS / f"{job.name}.json", [*noted, facts])
 
@@ -369,7 +374,7 @@ def write_json(path: Path, data) -> None:
     temporary.replace(path)
 
 
-def circumstances(script: Path) -> dict:
+def circumstances(script: Path, threads: int = 1) -> dict:
     """Return what the numbers of a script's runs depend on, beside the command."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
@@ -391,7 +396,7 @@ def circumstances(script: Path) -> dict:
         "dirty": None if commit is None else any(changes),
         "versions": versions,
         "machine": machine,
-        "threads": 1,
+        "threads": threads,
     }
 
 
@@ -520,6 +525,10 @@ def start_ray(address: str | None) -> None:
 def train_all(plan: str, jobs: list[Job], left: list[Job], address: str | None) -> tuple[int, int]:
     """Train the runs that are left; return how many failed, and the signal that came, or 0."""
     start_ray(address)
+    cores = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes())
+    for job in left:
+        if job.threads > cores:  # it would wait for ever
+            fail(f"{job.label} wants {job.threads} threads, and no machine has over {cores} cores")
     signals = []  # received so far
 
     def on_signal(signum: int, frame) -> None:
@@ -533,7 +542,7 @@ def train_all(plan: str, jobs: list[Job], left: list[Job], address: str | None) 
     folder = os.getcwd()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
-    waiting = {task.remote(job, folder, board): job for job in left}
+    waiting = {task.options(num_cpus=job.threads).remote(job, folder, board): job for job in left}
     progress = Progress(plan, jobs, left)
     cancelled = False
     while waiting:
@@ -599,7 +608,7 @@ def write_results(plan: str, job: Job) -> str:
             if job.stop_at:
                 episodes = episodes.until(job.stop_at)
                 steps = min(steps, job.stop_at)
-            begun, *resumed = noted_circumstances(job) or [circumstances(job.script)]
+            begun, *resumed = noted_circumstances(job) or [circumstances(job.script, job.threads)]
             entry = {"finished": is_finished, "command": command_of(job), **begun, "steps": steps}
             if resumed:
                 entry["resumed"] = resumed

@@ -218,6 +218,7 @@ def test_a_plan_goes_on_after_ctrl_c_and_kill_9_and_leaves_its_results():
         (SETTING.replace("[1]", "[]"), "has no runs"),
         (SETTING + 'name = "../x"', "write its name with letters"),
         (SETTING + "stop_at = 2_000", "stop_at must lie between"),
+        (SETTING + "threads = 0", "threads must be at least 1"),
         (SETTING + SETTING, "in the plan twice"),
         ("settings = [1]", "begin each setting with"),
         ("[settings]\na = 1", "must consist of"),
@@ -307,7 +308,8 @@ def test_results_name_the_code_that_a_run_was_begun_with_and_the_code_it_went_on
         {"commit", "dirty", "versions", "machine", "threads"}
     ]
     for commit in ("b", "b", "c"):
-        monkeypatch.setattr(run, "circumstances", lambda script, commit=commit: {"commit": commit})
+        facts = {"commit": commit}
+        monkeypatch.setattr(run, "circumstances", lambda script, threads, facts=facts: facts)
         run.note_circumstances(begun)
     assert run.write_results("p", begun) == ""
     entry = json.loads(Path("benchmark/results/p/meta.json").read_text())["CartPole-v1__ppo__1"]
@@ -387,12 +389,31 @@ time.sleep(60)
     assert train_fake(body, stop_at=1_000)[0] == "disk full"
 
 
-def train_fake(body: str, stop_at: int | None = None) -> tuple[str, list]:
+def train_fake(body: str, **changes) -> tuple[str, list]:
     """Run `train` on a script of a few lines; return its error and what it reported."""
     Path("fake.py").write_text(f"import signal, sys, time\n{body}")
     reports = []
-    job = run.Job(Path("fake.py"), "E-v0", "x", 1, (), 10_000, stop_at)
+    job = run.Job(Path("fake.py"), "E-v0", "x", 1, (), 10_000, **changes)
     return run.train(job, lambda *report: reports.append(report)), reports
+
+
+def test_a_run_has_the_threads_of_its_plan_which_its_results_name():
+    Path("p.toml").write_text(SETTING.replace("[1]", "[1, 2]") + "threads = 2")
+    assert [job.threads for job in run.read_plan(Path("p.toml"))] == [2, 2]
+    body = "import os\nsys.exit(os.environ['OMP_NUM_THREADS'] != '2')"
+    assert train_fake(body, threads=2)[0] == ""
+    (facts,) = json.loads((run.LOGS / "E-v0__x__1.json").read_text())
+    assert facts["threads"] == 2
+
+
+def test_more_threads_than_any_machine_has_cores_end_in_one_line(monkeypatch, capsys):
+    Path("p.toml").write_text(SETTING + "threads = 3")
+    monkeypatch.setattr(run, "start_ray", lambda address: None)
+    machines = [{"Resources": {"CPU": 2.0}}, {"Resources": {}}]
+    monkeypatch.setattr(run.ray, "nodes", lambda: machines)
+    with pytest.raises(SystemExit) as end:
+        run.main(["p.toml"])
+    assert_one_line(end.value.code, capsys, "wants 3 threads, and no machine has over 2 cores")
 
 
 def test_a_run_is_stopped_by_one_signal_once_it_has_passed_stop_at():
