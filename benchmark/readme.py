@@ -10,6 +10,7 @@ import importlib
 import json
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -23,7 +24,7 @@ import plot  # noqa: E402
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmark" / "results"
 PLANS = ("classic", "mujoco", "atari", "cleaner")
-EXPERIMENTS = ("truncated",)  # plans that have figures and no rows
+EXPERIMENTS = ("truncated", "own_resets")  # plans that have figures and no rows
 CONTINUOUS = ("ppo_continuous_action",)
 FIGURES = {
     "results": {
@@ -48,7 +49,9 @@ FIGURES = {
         "Pendulum-v1": (*CONTINUOUS, "bootstrapped", "tuned", "tuned_bootstrapped"),
         "HalfCheetah-v5": (*CONTINUOUS, "bootstrapped"),
     },
+    "own_resets": {"Breakout-v5": ("ppo_atari_envpool", "own_resets")},
 }
+DRAWN_STEPS = {"own_resets": 1_000_000}  # of figures that end before their runs
 BEGIN, END = "<!-- results: python benchmark/readme.py -->\n", "<!-- end of the results -->\n"
 
 
@@ -136,14 +139,20 @@ def page() -> str:
     return before + BEGIN + table() + "\n" + milestones() + END + after
 
 
+def cut(runs: list[plot.Run], last: float) -> list[plot.Run]:
+    """Return runs without what came after a step."""
+    return [replace(run, episodes=run.episodes.until(last)) for run in runs]
+
+
 def draw(name: str, settings: dict[str, tuple[str, ...]]) -> None:
     """Draw docs/NAME.png: some settings of each environment."""
     runs = {}
     for plan in PLANS + EXPERIMENTS:
         for environment, some in read(plan).items():
             runs.setdefault(environment, {}).update(some)
+    last = DRAWN_STEPS.get(name, np.inf)
     groups = {
-        environment: {setting: runs[environment][setting] for setting in names}
+        environment: {setting: cut(runs[environment][setting], last) for setting in names}
         for environment, names in settings.items()
         if environment in runs
     }
