@@ -1,95 +1,62 @@
-"""Draw learning curves of runs, and the table of their final returns.
+"""Draw learning curves beside the published ones, and print the table of final returns.
 
     python benchmark/plot.py runs/CartPole*
-    python benchmark/plot.py benchmark/results/classic --x steps --output docs/classic
+    python benchmark/plot.py benchmark/results/classic --output docs/classic.png
 
-It takes run folders, result files ENVIRONMENT__SETTING__SEED.csv, and folders that hold either. Each environment has
-its panels: return against steps and, below, against minutes. Each setting (the --exp-name of a run) is a line. Of two
-runs that differ in nothing but their time, the newest counts. Runs that go on are drawn as far as they are.
+It takes run folders, result files, and folders that hold either. Each environment is a panel, each
+setting a line. Runs that go on are drawn as far as they are; of several with the same environment,
+setting and seed in one folder, the newest counts.
 
-It writes four files: plot.png, plot.csv (the points drawn), plot_table.md and plot_table.csv (the final returns).
+A curve: the run is cut into 100 windows of equal length in steps (fewer where they would hold less
+than ten episodes). Returns are averaged in each window and for each seed; then come the mean over
+the seeds that got there and its 95 % interval, by rliable's stratified bootstrap. The table has the
+mean over the seeds of the last 100 episodes, with the same kind of interval. With three or five seeds
+such an interval is too narrow more often than one time in twenty; one seed has none.
 
-A curve: the run is cut into 100 windows of equal length in steps (fewer where they would hold less than ten episodes).
-The returns of the episodes that ended in a window are averaged, for each seed; then come the mean over the seeds that
-got there and its 95 % interval, by rliable's stratified bootstrap. One seed has no interval. Against minutes it is the
-same curve, each point moved to when the seeds typically (by the median) got there; a run that was paused shows it.
-
-The table: the mean of each seed's last 100 training episodes; of these the mean and the interquartile mean over the
-seeds, with intervals of the same kind. With three or five seeds such an interval is too narrow more often than one
-time in twenty.
-
-Dashed and dotted lines are published results, from benchmark/published.json, which has their sources. The legend
-says for which version of the environment they are, and after how many steps. An arrow: the line is off the scale,
-because the runs are not that far yet.
+Dashed and dotted lines are published results (sources in benchmark/published.json): curves, or where
+there are none, the final return.
 """
 
 import json
-import math
 import re
 import sys
-import textwrap
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import matplotlib
+import matplotlib.style
 import numpy as np
+import pandas as pd
 import tyro
-from episodes import Episodes, read_csv, read_run
+from episodes import read_csv, read_run
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import ScaledTranslation
-
-try:
-    import pandas as pd
-    from rliable import library, metrics
-except ImportError as error:
-    sys.exit(f"{error.name} is missing: pip install -r requirements-benchmark.txt")
+from rliable import library, metrics
 
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text(encoding="utf-8"))
 WINDOWS = 100  # points of a curve
 LAST = 100  # episodes at the end of a run that its final return is the mean of
-REPETITIONS = 2000  # of the bootstrap
-FOLDER = re.compile(r"(.+?)__(.+)__(\d+)__(\d+)(?:-(\d+))?")  # of a run
-FILE = re.compile(r"(.+?)__(.+)__(\d+)\.csv")  # of a result
+NAME = re.compile(r"(.+?)__(.+?)__(\d+)(__\d{9,}(-\d+)?)?(\.csv\.gz)?")  # of a folder or file
 
-# Okabe and Ito's colours, which colour-blind readers tell apart, without their yellow and black. There are as many
-# markers as it takes for 42 settings to differ.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-PUBLISHED_STYLES = {  # by code, and by whether the network is the default one
-    ("official code", True): {"color": "black", "linestyle": "--"},
-    ("official code", False): {"color": "black", "linestyle": "-."},
-    ("CleanRL", True): {"color": "#666666", "linestyle": ":"},
-    ("CleanRL", False): {"color": "#666666", "linestyle": (0, (3, 1, 1, 1, 1, 1))},
+CODES = {  # whose results are published, and how they are drawn
+    "official code": {"color": "black", "linestyle": "--"},
+    "CleanRL": {"color": "#666666", "linestyle": ":"},
 }
-CODES = ("official code", "CleanRL")
-STYLE = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e5e5e5",
-    "legend.fontsize": 8,
-    "lines.linewidth": 1.5,
-    "lines.markersize": 4,
-    "savefig.dpi": 200,  # 1800 pixels wide: sharp where a page shows it at 900
-}
-
-
-@dataclass
-class Args:
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    """run folders, result files, or folders of either (`runs`, `benchmark/results/PLAN`)"""
-    x: Literal["both", "steps", "minutes"] = "both"
-    """what to draw returns against"""
-    published_curves: bool = False
-    """draw the published curves against steps too, where there are any, instead of their last values"""
-    output: Path = Path("plot")
-    """beginning of the names of the four files"""
+HEADER = ["steps", "seeds", f"return, last {LAST} episodes (95 % interval)", "minutes", "steps/s"]
+HEADER += CODES
+STYLE = [
+    "petroff8",
+    {
+        "font.size": 9,
+        "axes.titlesize": 8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.color": "#e5e5e5",
+        "savefig.dpi": 200,
+    },
+]
 
 
 @dataclass
@@ -97,94 +64,50 @@ class Run:
     environment: str
     setting: str
     seed: int
-    started: tuple[int, int]  # unix time, and the number that tells runs of one second apart
-    place: Path  # the folder it lies in
     path: Path
-    episodes: Episodes
+    episodes: pd.DataFrame  # step, return, length, seconds
 
 
-Groups = dict[str, dict[str, list[Run]]]  # by environment and by the setting's name in the legend
+Settings = dict[str, list[Run]]  # by the name in the legend
 
 
-# From files to settings
+# -------------------------------------------------------------------------------------------------
+# Runs
 
 
-def find(paths: tuple[Path, ...]) -> Iterator[Path]:
-    """Replace a folder that is no run by the result files and the run folders in it."""
+def find(paths: tuple[Path, ...]) -> list[Path]:
+    """Replace folders of runs by what is in them, and keep the newest of runs that are the same."""
+    newest = {}
     for path in paths:
-        if not path.is_dir() or FOLDER.fullmatch(path.name):
-            yield path
-            continue
-        results = [child for child in path.glob("*.csv") if FILE.fullmatch(child.name)]
-        folders = [child for child in path.glob("*/") if FOLDER.fullmatch(child.name)]
-        if not results and not folders:
-            skip(path, "there are no run folders and no result files in it")
-        yield from sorted(results + folders)
-
-
-def skip(path: Path, why: str) -> None:
-    print(f"skipped {path}: {why}", file=sys.stderr)
+        inside = sorted(p for p in path.glob("*") if NAME.fullmatch(p.name))
+        for run in inside or [path]:
+            match = NAME.fullmatch(run.name)
+            if match is None:
+                sys.exit(f"error: {run} is no run: give folders such as runs/CartPole*")
+            key = (run.parent, *match.groups()[:3])
+            older = newest.get(key, run)
+            # The unix time at the end, and a -2 behind that if two began in one second
+            newest[key] = max(older, run, key=lambda p: (len(p.name), p.name))
+    return list(newest.values())
 
 
 def read(path: Path) -> Run:
-    """Read a run folder or a result file; a ValueError says what is wrong with it."""
-    if not path.exists():
-        raise ValueError("there is no such run or file; look into runs/")
-    match = (FOLDER if path.is_dir() else FILE).fullmatch(path.name)
-    if match is None:
-        raise ValueError(
-            "give a run folder, ENVIRONMENT__NAME__SEED__TIME, or ENVIRONMENT__SETTING__SEED.csv"
-        )
-    environment, setting, seed, *started = match.groups(default="1")
-    try:
-        episodes = read_run(path) if path.is_dir() else read_csv(path)
-    except FileNotFoundError:
-        raise ValueError("it has no TensorBoard log; train again") from None
-    except OSError as error:
-        raise ValueError(f"cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise ValueError(
-            "not a result file, which has numbers in step,return,length,seconds"
-        ) from None
-    if len(episodes.steps) == 0:
-        raise ValueError("no episode has finished; train longer")
-    if not np.isfinite([episodes.steps, episodes.returns, episodes.seconds]).all():
-        raise ValueError("some of its numbers are not finite; train again")
-    return Run(
-        environment=environment,
-        setting=setting,
-        seed=int(seed),
-        started=tuple(map(int, started)),
-        place=path.absolute().parent,
-        path=path,
-        episodes=episodes,
-    )
+    environment, setting, seed = NAME.fullmatch(path.name).groups()[:3]
+    episodes = read_run(path) if path.is_dir() else read_csv(path)
+    return Run(environment, setting, int(seed), path, episodes)
 
 
-def group(runs: list[Run]) -> Groups:
-    """Sort runs by environment and setting, and keep the newest of those that are the same."""
-    newest = {}
-    for run in runs:
-        key = (run.environment, run.setting, run.place, run.seed)
-        older = newest.get(key)
-        if older and older.started > run.started:
-            older, run = run, older
-        if older:
-            skip(older.path, f"{run.path.name} is a newer run of the same")
-        newest[key] = run
-
+def group(runs: list[Run]) -> dict[str, Settings]:
+    """Sort runs by environment and setting; from several folders, settings have their names too."""
+    one_folder = len({run.path.parent for run in runs}) == 1
     groups = {}
-    for environment, setting, place, seed in newest:
-        # The same setting from two folders is two settings: your runs beside published ones of the same name.
-        places = {key[2] for key in newest if key[:2] == (environment, setting)}
-        names = {other.name for other in places}
-        shown = place.name if len(names) == len(places) else place
-        name = setting if len(places) == 1 else f"{setting} ({shown})"
-        settings = groups.setdefault(environment, {})
-        settings.setdefault(name, []).append(newest[environment, setting, place, seed])
+    for run in runs:
+        label = run.setting if one_folder else f"{run.path.parent.name}/{run.setting}"
+        groups.setdefault(run.environment, {}).setdefault(label, []).append(run)
     return groups
 
 
+# -------------------------------------------------------------------------------------------------
 # Published results
 
 
@@ -192,6 +115,14 @@ def game(environment: str) -> str:
     """Return what ALE-Breakout-v5, Breakout-v5 and BreakoutNoFrameskip-v4 have in common."""
     match = re.fullmatch(r"(?:ALE[-/])?(\w+?)(?:NoFrameskip|Deterministic)?-v\d+", environment)
     return match[1] if match else environment
+
+
+def network_of(setting: str) -> str:
+    """Tell the network of a setting from its name: default, shared or LSTM."""
+    for network in ("shared", "LSTM"):
+        if network.lower() in setting.lower():
+            return network
+    return "default"
 
 
 def published(kind: Literal["returns", "curves"], environment: str, network: str) -> list[dict]:
@@ -205,172 +136,82 @@ def published(kind: Literal["returns", "curves"], environment: str, network: str
     ]
 
 
-def network_of(setting: str) -> str:
-    """Tell the network of a setting from its name: default, shared or LSTM."""
-    for network in ("shared", "LSTM"):
-        if network.lower() in setting.lower():
-            return network
-    return "default"
-
-
+# -------------------------------------------------------------------------------------------------
 # Statistics
 
 
-def bootstrap(scores: np.ndarray, statistic: Callable) -> tuple[np.ndarray, np.ndarray]:
-    """Return a statistic of scores (seeds, tasks, ...), and its 95 % interval (2, ...): nan with one seed."""
-    np.random.seed(0)  # rliable draws from this generator: the same runs give the same files
+def mean_and_interval(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean of scores (seeds, points), and its 95 % interval (2, points)."""
     if len(scores) == 1:
-        return statistic(scores), np.full((2, *statistic(scores).shape), np.nan)
-    values, intervals = library.get_interval_estimates({"": scores}, statistic, reps=REPETITIONS)
-    return values[""], intervals[""]
+        return scores[0], np.full((2, scores.shape[1]), np.nan)
+    np.random.seed(0)  # rliable draws from this generator: the same runs give the same numbers
+    estimate = library.get_interval_estimates
+    means, intervals = estimate({"": scores[:, None]}, metrics.aggregate_mean, reps=2000)
+    return means[""], intervals[""]
 
 
-def window_means(episodes: Episodes, edges: np.ndarray) -> np.ndarray:
-    """Return the mean return of the episodes that ended in each window, nan before the first and after the last."""
-    windows = len(edges) - 1
-    window = np.searchsorted(edges, episodes.steps).clip(1, windows) - 1
-    counts = np.bincount(window, minlength=windows)
-    sums = np.bincount(window, weights=episodes.returns, minlength=windows)
-    filled = counts.nonzero()[0]
-    means = sums[filled] / counts[filled]
-    # A window without an episode is on the straight line between its neighbours.
-    return np.interp(np.arange(windows), filled, means, left=np.nan, right=np.nan)
+def window_means(episodes: pd.DataFrame, edges: np.ndarray) -> pd.Series:
+    """Return the mean return in each window; an empty one lies between its neighbours."""
+    window = pd.cut(episodes.step, edges, labels=False)
+    means = episodes["return"].groupby(window).mean().reindex(range(len(edges) - 1))
+    return means.interpolate(limit_area="inside")
 
 
 def curve(runs: list[Run]) -> pd.DataFrame:
-    """Return the mean curve of a setting with its interval, a row a window."""
-    longest = max(run.episodes.steps[-1] for run in runs)
-    episodes = max(len(run.episodes.steps) for run in runs)
-    edges = np.linspace(0, longest, 1 + np.clip(episodes // 10, 2, WINDOWS))
+    """Return the mean curve of a setting with its interval, a row a window, by step."""
+    longest = max(run.episodes.step.iloc[-1] for run in runs)
+    windows = np.clip(max(len(run.episodes) for run in runs) // 10, 2, WINDOWS)
+    edges = np.linspace(0, longest, 1 + windows)
     centres = (edges[:-1] + edges[1:]) / 2
 
     returns = np.array([window_means(run.episodes, edges) for run in runs])  # (seeds, windows)
-    present = np.isfinite(returns)
-    mean = np.full(len(centres), np.nan)
-    interval = np.full((2, len(centres)), np.nan)
-    for seeds in np.unique(present[:, present.any(axis=0)], axis=1).T:
-        # The windows that exactly these seeds have reached. Their scores are those of one task.
-        here = (present == seeds[:, None]).all(axis=0)
-        scores = returns[np.ix_(seeds, here)][:, None, :]
-        mean[here], interval[:, here] = bootstrap(scores, metrics.aggregate_mean)
+    there = np.isfinite(returns)
+    columns = np.full((3, windows), np.nan)  # mean, low, high
+    for seeds in np.unique(there[:, there.any(axis=0)], axis=1).T:
+        # The windows that exactly these seeds have reached
+        here = (there == seeds[:, None]).all(axis=0)
+        mean, interval = mean_and_interval(returns[np.ix_(seeds, here)])
+        columns[:, here] = [mean, *interval]
 
-    # The typical time for each window, summed: seeds that end early do not set the others' time back.
-    minutes = [
-        np.interp(
-            centres,
-            np.append(0, run.episodes.steps),
-            np.append(0, run.episodes.seconds) / 60,
-            right=np.nan,
-        )
-        for run in runs
+    points = pd.DataFrame(columns.T, index=centres, columns=["mean", "low", "high"])
+    return points.dropna(subset="mean")
+
+
+# -------------------------------------------------------------------------------------------------
+# Table
+
+
+def cells(environment: str, setting: str, runs: list[Run]) -> list[str]:
+    """Return the final return of a setting and what it took, a cell for each word of HEADER."""
+    finals = np.array([[run.episodes["return"][-LAST:].mean()] for run in runs])
+    (mean,), ((low,), (high,)) = mean_and_interval(finals)
+    steps = np.array([run.episodes.step.iloc[-1] for run in runs])
+    seconds = np.array([run.episodes.seconds.iloc[-1] for run in runs])
+    # To two digits: the last episode of a run of 1M steps ends at 998,550, say.
+    reached = dict.fromkeys(short(float(f"{end:.2g}")) for end in (steps.min(), steps.max()))
+    row = [
+        " to ".join(reached),
+        str(len(runs)),
+        f"{number(mean)} ({number(low)} to {number(high)})" if len(runs) > 1 else number(mean),
+        f"{np.median(seconds) / 60:.1f}",
+        f"{np.median(steps / seconds):,.0f}",
     ]
-    minutes = np.nanmedian(np.diff(minutes, axis=1, prepend=0), axis=0).cumsum()
-    points = {
-        "step": centres,
-        "minutes": minutes,
-        "seeds": present.sum(axis=0),
-        "mean": mean,
-        "low": interval[0],
-        "high": interval[1],
-    }
-    return pd.DataFrame(points).dropna(subset="mean")
+    results = published("returns", environment, network_of(setting))
+    by_code = {entry["code"]: published_cell(entry, environment) for entry in results}
+    return row + [by_code.get(code, "") for code in CODES]
 
 
-def summary(runs: list[Run]) -> dict:
-    """Return the final return of a setting and what it took, for a row of the table."""
-
-    def mean_and_iqm(scores: np.ndarray) -> np.ndarray:
-        return np.array([metrics.aggregate_mean(scores), metrics.aggregate_iqm(scores)])
-
-    finals = np.array([[run.episodes.returns[-LAST:].mean()] for run in runs])  # (seeds, 1 task)
-    (mean, iqm), (low, high) = bootstrap(finals, mean_and_iqm)
-    steps = np.array([run.episodes.steps[-1] for run in runs])
-    seconds = np.array([run.episodes.seconds[-1] for run in runs])
-    return {
-        "seeds": len(runs),
-        "fewest_steps": int(steps.min()),
-        "most_steps": int(steps.max()),
-        "mean": mean,
-        "low": low[0],
-        "high": high[0],
-        "iqm": iqm,
-        "iqm_low": low[1],
-        "iqm_high": high[1],
-        "minutes": np.median(seconds) / 60,
-        "steps_per_second": np.median(steps / seconds),
-    }
-
-
-# The table
-
-
-def final_returns(groups: Groups) -> pd.DataFrame:
-    """Return the table, a row a setting, with the published results beside."""
-    rows = []
-    for environment, settings in groups.items():
-        for setting, runs in settings.items():
-            row = {"environment": environment, "setting": setting} | summary(runs)
-            for entry in published("returns", environment, network_of(setting)):
-                for name in ("mean", "std", "steps", "environment"):
-                    row[f"{entry['code']} {name}"] = entry[name]
-            rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def markdown(table: pd.DataFrame) -> str:
-    header = (
-        "environment",
-        "setting",
-        "steps",
-        "seeds",
-        f"return, last {LAST} episodes (95 % interval)",
-        "interquartile mean",
-        "minutes",
-        "steps/s",
-        *CODES,
-    )
-    lines = [header, ["---"] * len(header)]
-    for row in table.to_dict("records"):
-        # To two digits: the last episode of a run of 1M steps ends at 998,550, say.
-        fewest = short(float(f"{row['fewest_steps']:.2g}"))
-        most = short(float(f"{row['most_steps']:.2g}"))
-        steps = most if fewest == most else f"{fewest} to {most}"
-        mean = number(row["mean"])
-        if row["seeds"] > 1:
-            mean += f" ({number(row['low'])} to {number(row['high'])})"
-        cells = [
-            row["environment"],
-            row["setting"],
-            steps,
-            str(row["seeds"]),
-            mean,
-            number(row["iqm"]),
-            f"{row['minutes']:.1f}",
-            f"{row['steps_per_second']:,.0f}",
-        ]
-        lines.append(cells + [published_cell(row, code) for code in CODES])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def published_cell(row: dict, code: str) -> str:
-    if pd.isna(row.get(f"{code} mean")):
-        return ""
-    mean, std = row[f"{code} mean"], row[f"{code} std"]
-    cell = number(mean) if pd.isna(std) else f"{number(mean)} ± {number(std, like=mean)}"
-    where = short(row[f"{code} steps"])
-    if row[f"{code} environment"] != row["environment"]:
-        where = f"{row[f'{code} environment']}, {where}"
-    return f"{cell} ({where})"
+def published_cell(entry: dict, environment: str) -> str:
+    mean, std = entry["mean"], entry["std"]
+    cell = number(mean) if std is None else f"{number(mean)} ± {number(std, like=mean)}"
+    version = f"{entry['environment']}, " if entry["environment"] != environment else ""
+    return f"{cell} ({version}{short(entry['steps'])})"
 
 
 def number(value: float, like: float | None = None) -> str:
-    """Write a return with as many decimals as its size, or that of `like`, makes sense: 2465, 490.3, 0.53."""
+    """Write a return with the decimals that suit it, or `like`: 2465, 490.3, 0.53."""
     size = abs(value if like is None else like)
-    if size >= 1000:
-        return f"{value:.0f}"
-    if size >= 10:
-        return f"{value:.1f}"
-    return f"{value:.2f}"
+    return f"{value:.{0 if size >= 1000 else 1 if size >= 10 else 2}f}"
 
 
 def short(value: float, _position=None) -> str:
@@ -382,149 +223,104 @@ def short(value: float, _position=None) -> str:
     return f"{value:.3g}"
 
 
-# The figure
+def markdown(rows: list[list[str]]) -> str:
+    """Return a table in Markdown; the first row is its header."""
+    rows = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def draw(groups: Groups, curves: dict[tuple[str, str], pd.DataFrame], args: Args) -> Figure:
-    """Draw a panel for each environment, four at most in a row, and the same against minutes below."""
-    kinds = ("steps", "minutes") if args.x == "both" else (args.x,)
-    rows = math.ceil(len(groups) / 4)
-    columns = math.ceil(len(groups) / rows)
-    figure = Figure(figsize=(9, 9), layout="constrained")  # inches
-    panels = figure.subplots(rows * len(kinds), columns, squeeze=False)
-    for panel in panels.flat:
-        panel.set_visible(False)  # until it is drawn on
-    legend_columns = 3 if columns == 1 else 1
-    legend_lines = np.zeros(len(panels))  # below each row of panels
+# -------------------------------------------------------------------------------------------------
+# Figure
 
+
+def draw(groups: dict[str, Settings]) -> Figure:
+    """Draw a panel for each environment, four at most in a row, with one legend for all."""
+    rows = -(-len(groups) // 4)
+    columns = -(-len(groups) // rows)
+    figure = Figure(figsize=(9, 2.3 * rows + 0.4), layout="constrained")  # inches
+    panels = figure.subplots(rows, columns, squeeze=False)
     names = list(dict.fromkeys(name for settings in groups.values() for name in settings))
-    for block, kind in enumerate(kinds):
-        for i, (environment, settings) in enumerate(groups.items()):
-            row = block * rows + i // columns
-            panel = panels[row, i % columns]
-            panel.set_visible(True)
-            panel.set_title(environment)
-            panel.set_xlabel("environment steps" if kind == "steps" else "minutes of training")
-            if i % columns == 0:
-                panel.set_ylabel("episodic return")
-            for name, runs in settings.items():
-                points = curves[environment, name]
-                draw_curve(panel, points, kind, label(name, runs, points), names.index(name))
-            draw_published(panel, environment, settings, args.published_curves and kind == "steps")
-            for axis in (panel.xaxis, panel.yaxis):
-                axis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
-                axis.set_major_formatter(short)
-            # One legend serves both panels of an environment, unless they show different lines.
-            if kind == kinds[-1] or args.published_curves:
-                legend = panel.legend(
-                    loc="upper center",
-                    bbox_to_anchor=(0.5, 0),
-                    bbox_transform=panel.transAxes
-                    + ScaledTranslation(0, -0.42, figure.dpi_scale_trans),  # inches, below the axis
-                    frameon=False,
-                    ncols=legend_columns,
-                )
-                entries = math.ceil(len(legend.get_texts()) / legend_columns)
-                legend_lines[row] = max(legend_lines[row], 2 * entries)
-    figure.set_figheight(2.2 * len(panels) + 0.17 * legend_lines.sum())
+    handles = {}
+    for panel in panels.flat[len(groups) :]:
+        panel.set_visible(False)
+    for panel, (environment, settings) in zip(panels.flat, groups.items(), strict=False):
+        for name, runs in settings.items():
+            points = curve(runs)
+            colour = f"C{names.index(name)}"
+            panel.plot(points["mean"], color=colour, label=name)
+            panel.fill_between(points.index, points.low, points.high, color=colour, alpha=0.2, lw=0)
+        versions = draw_published(panel, environment, settings)
+        counts = sorted({len(runs) for runs in settings.values()})
+        seeds = "1 seed" if counts == [1] else f"{' or '.join(map(str, counts))} seeds"
+        beside = f"\nbeside {' and '.join(versions)}" if versions else ""
+        panel.set_title(f"{environment}, {seeds}{beside}")
+        panel.set_xlabel("environment steps")
+        panel.set_ylabel("episodic return" if panel in panels[:, 0] else "")
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+            axis.set_major_formatter(short)
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    labels = sorted(handles, key=lambda label: label.startswith(tuple(CODES)))  # ours first
+    looks = {"loc": "outside lower center", "ncols": 4, "frameon": False}
+    figure.legend([handles[label] for label in labels], labels, **looks)
     return figure
 
 
-def label(name: str, runs: list[Run], points: pd.DataFrame) -> str:
-    """Name a setting in the legend, in two lines as the published results have them."""
-    seeds = "1 seed" if len(runs) == 1 else f"{len(runs)} seeds"
-    last = points["seeds"].iloc[-1]
-    if last < len(runs):
-        seeds += f", {last} at the end"
-    return f"{textwrap.fill(name, 28)}\n({seeds})"
-
-
-def draw_curve(panel: Axes, points: pd.DataFrame, kind: str, name: str, index: int) -> None:
-    x = points["step" if kind == "steps" else "minutes"]
-    colour = COLOURS[index % len(COLOURS)]
-    every = max(1, len(points) // 8)
-    panel.plot(
-        x,
-        points["mean"],
-        color=colour,
-        marker=MARKERS[index % len(MARKERS)],
-        markevery=(every // 2 * (index % 2), every),  # those of two curves beside each other
-        label=name,
-    )
-    panel.fill_between(x, points["low"], points["high"], color=colour, alpha=0.2, linewidth=0)
-
-
-def draw_published(
-    panel: Axes, environment: str, settings: dict[str, list[Run]], with_curves: bool
-) -> None:
-    longest = max(run.episodes.steps[-1] for runs in settings.values() for run in runs)
-    for network in sorted({network_of(name) for name in settings}, key=str.lower):
-        curves = published("curves", environment, network) if with_curves else []
-        for entry in curves:
-            steps = [step for step in entry["steps"] if step < longest] + [longest]
-            panel.plot(
-                steps,
-                np.interp(steps, entry["steps"], entry["returns"], left=np.nan, right=np.nan),
-                label=f"{entry_name(entry)}\n({entry['environment']})",
-                **style(entry),
-            )
+def draw_published(panel: Axes, environment: str, settings: Settings) -> list[str]:
+    """Draw curves as far as the runs go, or final returns; return the versions they are of."""
+    longest = max(run.episodes.step.iloc[-1] for runs in settings.values() for run in runs)
+    versions = {}
+    networks = {network_of(runs[0].setting) for runs in settings.values()}
+    for network in sorted(networks, key=str.lower):
+        entries = {}
         for entry in published("returns", environment, network):
-            if entry["code"] in [curve["code"] for curve in curves]:
-                continue
-            label = f"{entry_name(entry)} {number(entry['mean'])}"
-            if longest < 0.8 * entry["steps"]:
-                # Runs that are not that far yet keep their scale; the line may be outside it.
-                bottom, top = panel.get_ylim()
-                panel.set_ylim(bottom, top)
-                if entry["mean"] > top:
-                    label += " ↑"
-                if entry["mean"] < bottom:
-                    label += " ↓"
-            label += f"\n({entry['environment']}, {short(entry['steps'])})"
-            panel.axhline(entry["mean"], label=label, **style(entry))
+            if longest > 0.8 * entry["steps"]:  # it says nothing about runs that are not that far
+                entries[entry["code"]] = entry | {
+                    "steps": [0, longest],
+                    "returns": [entry["mean"]] * 2,
+                }
+        for entry in published("curves", environment, network):
+            entries[entry["code"]] = entry
+        for code, entry in entries.items():
+            steps = [step for step in entry["steps"] if step < longest] + [longest]
+            known = entry["steps"], entry["returns"]
+            returns = np.interp(steps, *known, left=np.nan, right=np.nan)
+            label = code if network == "default" else f"{code}, {network}"
+            panel.plot(
+                steps, returns, label=label, alpha=1 if label == code else 0.5, **CODES[code]
+            )
+            versions[entry["environment"]] = True
+    first, *others = versions or [environment]
+    if first == environment:
+        return []
+    return [first, *(other.rpartition("-")[2] for other in others)]  # Hopper-v2, v4
 
 
-def entry_name(entry: dict) -> str:
-    return entry["code"] + ("" if entry["network"] == "default" else f" {entry['network']}")
+def main(runs: tyro.conf.Positional[tuple[Path, ...]], output: Path = Path("plot.png")) -> None:
+    """Draw runs.
 
-
-def style(entry: dict) -> dict:
-    own = PUBLISHED_STYLES[entry["code"], entry["network"] == "default"]
-    return {"linewidth": 1.2, "zorder": 1.9} | own  # behind the curves
-
-
-def main(args: Args) -> None:
-    runs = []
-    for path in dict.fromkeys(find(args.runs)):
-        try:
-            runs.append(read(path))
-        except ValueError as error:
-            skip(path, str(error))
-    if not runs:
-        sys.exit("nothing to draw: give run folders, such as runs/CartPole*, or result files")
-
-    groups = group(runs)
-    curves = {
-        (environment, setting): curve(group_runs)
+    Args:
+        runs: run folders, result files, or folders of either
+        output: the picture
+    """
+    found = [read(path) for path in find(runs)]
+    for run in found:
+        if run.episodes.empty:
+            print(f"left out, no episode has finished: {run.path}", file=sys.stderr)
+    groups = group([run for run in found if not run.episodes.empty])
+    if not groups:
+        sys.exit("error: nothing to draw")
+    with matplotlib.style.context(STYLE):
+        draw(groups).savefig(output)
+    rows = [
+        [environment, setting, *cells(environment, setting, runs)]
         for environment, settings in groups.items()
-        for setting, group_runs in settings.items()
-    }
-    table = final_returns(groups)
-    prefix = args.output.with_suffix("") if args.output.suffix == ".png" else args.output
-    outputs = [Path(f"{prefix}{end}") for end in (".png", ".csv", "_table.md", "_table.csv")]
-    try:
-        prefix.parent.mkdir(parents=True, exist_ok=True)
-        with matplotlib.rc_context(STYLE):
-            draw(groups, curves, args).savefig(outputs[0])
-        drawn = pd.concat(curves, names=["environment", "setting"]).droplevel(2)
-        drawn.to_csv(outputs[1], float_format="%.6g")
-        outputs[2].write_text(markdown(table), encoding="utf-8")
-        table.to_csv(outputs[3], float_format="%.6g", index=False)
-    except OSError as error:
-        sys.exit(f"cannot write {prefix}: {error.strerror}; choose another --output")
-    print(markdown(table))
-    print("wrote", *outputs)
+        for setting, runs in settings.items()
+    ]
+    print(markdown([["environment", "setting", *HEADER], *rows]))
+    print("wrote", output)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    tyro.cli(main, description=__doc__)
