@@ -1,4 +1,4 @@
-"""What all tests share: a working directory of their own, and deterministic, single-threaded PyTorch."""
+"""What all tests share: the scripts, a working directory for each test, and one thread for PyTorch."""
 
 import pytest
 import torch
@@ -11,26 +11,20 @@ SCRIPTS = [
     "ppo_atari_lstm",
     "ppo_multidiscrete",
 ]
-# One process of ppo_atari_multigpu.py does what ppo_atari_envpool.py does, to the bit (test_multigpu.py), so that most
-# tests need not run on it.
+# One process of ppo_atari_multigpu.py does what ppo_atari_envpool.py does, to the bit
+# (test_multigpu.py), so that most tests need not run on it.
 ALL_SCRIPTS = [*SCRIPTS, "ppo_atari_multigpu"]
-# Those whose agents see rows one by one and nothing else; the recurrent and the masked one have tests of their own.
+# Those whose agents see rows one by one and nothing else: `policy, values = agent(x)`
 PLAIN = SCRIPTS[:4]
 
 # The fewest arguments that give a real run of each script: three updates of a tiny batch.
-TINY = {
-    "ppo": {"num_envs": 2, "num_steps": 16, "total_timesteps": 96},
-    "ppo_atari": {"num_envs": 2, "num_steps": 16, "total_timesteps": 96},
-    "ppo_atari_envpool": {"num_envs": 2, "num_steps": 16, "total_timesteps": 96},
-    "ppo_atari_multigpu": {"num_envs": 2, "num_steps": 16, "total_timesteps": 96},
-    "ppo_continuous_action": {
-        "num_steps": 64,
-        "num_minibatches": 4,
-        "update_epochs": 2,
-        "total_timesteps": 192,
-    },
-    "ppo_atari_lstm": {"num_envs": 2, "num_minibatches": 2, "num_steps": 16, "total_timesteps": 96},
-    "ppo_multidiscrete": {"num_envs": 2, "num_steps": 16, "total_timesteps": 96},
+TINY = {name: {"num_envs": 2, "num_steps": 16, "total_timesteps": 96} for name in ALL_SCRIPTS}
+TINY["ppo_atari_lstm"] |= {"num_minibatches": 2}
+TINY["ppo_continuous_action"] = {
+    "num_steps": 64,
+    "num_minibatches": 4,
+    "update_epochs": 2,
+    "total_timesteps": 192,
 }
 
 
