@@ -1,10 +1,9 @@
-"""Actions are drawn from the distribution that the network describes: frequencies, moments, quantiles, independence."""
+"""The policies: draws by frequencies, moments and quantiles; log-probabilities and entropies against PyTorch's."""
 
 import importlib
 from types import SimpleNamespace
 
 import gymnasium as gym
-import numpy as np
 import pytest
 import torch
 from conftest import SCRIPTS
@@ -13,6 +12,11 @@ IMAGES = ("ppo_atari", "ppo_atari_envpool", "ppo_atari_lstm")
 DISCRETE = [name for name in SCRIPTS if name != "ppo_continuous_action"]
 DRAWS = 60_000  # of each distribution
 LOGITS = torch.tensor([[0.0, 0.0, 0.0, 0.0], [1.5, -1.0, 0.5, -0.5], [-4.0, 2.0, 101.0, 100.0]])
+# Three components, with every kind of mask: nothing, something, and all but one choice forbidden
+NVEC = [3, 4, 2]
+MASK = torch.tensor(
+    [[1, 1, 1, 1, 1, 1, 1, 1, 1], [1, 0, 1, 1, 1, 0, 1, 0, 1], [0, 1, 0, 0, 0, 1, 0, 1, 1]]
+).bool()
 
 
 def check_frequencies(choices: torch.Tensor, probabilities: torch.Tensor) -> None:
@@ -21,68 +25,49 @@ def check_frequencies(choices: torch.Tensor, probabilities: torch.Tensor) -> Non
     p = probabilities.double()
     expected = len(choices) * p
     assert len(counts) == len(p)
-    assert ((counts - expected).abs() <= 5 * (expected * (1 - p)).sqrt() + 1e-3).all(), (
-        counts,
-        expected,
-    )
+    tolerance = 5 * (expected * (1 - p)).sqrt() + 1e-3
+    assert ((counts - expected).abs() <= tolerance).all(), (counts, expected)
 
 
-def make_agent(name: str) -> torch.nn.Module:
-    """Return an agent whose policy depends on what it sees; an image script's agent sees features without a network."""
-    spaces = {
-        "ppo_continuous_action": gym.spaces.Box(-1, 1, (3,)),
-        "ppo_multidiscrete": gym.spaces.MultiDiscrete([3, 4]),
-    }
-    envs = SimpleNamespace(
-        single_observation_space=gym.spaces.Box(-1, 1, (5,)),
-        single_action_space=spaces.get(name, gym.spaces.Discrete(4)),
-    )
-    torch.manual_seed(1)
-    agent = importlib.import_module(name).Agent(envs)
-    if name in IMAGES:
-        agent.network = torch.nn.Identity()
-    with torch.no_grad():
-        for parameter in policy_of(agent).parameters():
-            parameter += 0.2 * torch.randn_like(parameter)
-    return agent
+def check_standard_normal(noise: torch.Tensor) -> None:
+    """Compare moments and quantiles of each column of `noise`, and the independence of columns and of rows."""
+    noise = noise.double()
+    n = len(noise)
+    # The moments of a standard normal, and the standard deviations of their estimates.
+    for power, moment, deviation in [(1, 0, 1), (2, 1, 2**0.5), (3, 0, 15**0.5), (4, 3, 96**0.5)]:
+        assert ((noise**power).mean(dim=0) - moment).abs().max() < 5 * deviation / n**0.5
+    for share in (0.025, 0.25, 0.5, 0.75, 0.975):
+        got = (noise < torch.special.ndtri(torch.tensor(share).double())).double().mean(dim=0)
+        assert (got - share).abs().max() < 5 * (share * (1 - share) / n) ** 0.5
+    for product in (noise * noise.roll(1, dims=1), noise[:-1] * noise[1:]):
+        assert product.mean(dim=0).abs().max() < 5 / n**0.5
 
 
-def policy_of(agent: torch.nn.Module) -> torch.nn.Module:
-    return agent.actor_mean if hasattr(agent, "actor_mean") else agent.actor
+def categorical(name: str):
+    return importlib.import_module(name).Categorical
 
 
-def ask(agent: torch.nn.Module, name: str, method: str, draws: int, **options):
-    """Ask for `draws` actions in each of three states; return them and what the policy's network put out."""
-    x = 100 * torch.randn(3, 512) if name in IMAGES else torch.randn(3, 5)
-    x = x.repeat(draws, 1)
-    outputs = []
-    hook = policy_of(agent).register_forward_hook(
-        lambda module, inputs, output: outputs.append(output)
-    )
-    more = (
-        (torch.randn(3, 256).repeat(draws, 1), torch.zeros(3 * draws))
-        if name == "ppo_atari_lstm"
-        else ()
-    )
-    with torch.no_grad():
-        result = getattr(agent, method)(x, *more, **options)
-    hook.remove()
-    return result, outputs[0]
+def multi_categorical(logits: torch.Tensor, mask: torch.Tensor):
+    return importlib.import_module("ppo_multidiscrete").MultiCategorical(logits, mask, NVEC)
 
 
-def action_of(name: str, method: str, result) -> torch.Tensor:
-    """Return the actions in what a method of the agent returned."""
-    return result[0] if method == "get_action_and_value" or name == "ppo_atari_lstm" else result
+def normal(mean: torch.Tensor, std: torch.Tensor):
+    return importlib.import_module("ppo_continuous_action").Normal(mean, std)
 
 
-# Discrete actions
+def torch_components(logits: torch.Tensor, mask: torch.Tensor) -> list:
+    """The same as the product of torch's distributions, where a forbidden choice has the logit -inf."""
+    parts = logits.masked_fill(~mask, -torch.inf).split(NVEC, dim=-1)
+    return [torch.distributions.Categorical(logits=part) for part in parts]
+
+
+# One discrete action
 
 
 @pytest.mark.parametrize("name", DISCRETE)
 def test_sampled_actions_come_as_often_as_the_softmax_says(name):
-    sample = importlib.import_module(name).sample
     torch.manual_seed(1)
-    choices = sample(LOGITS.repeat(DRAWS, 1)).view(DRAWS, 3)
+    choices = categorical(name)(LOGITS.repeat(DRAWS, 1)).sample().view(DRAWS, 3)
     assert choices.dtype == torch.int64
     for row, logits in enumerate(LOGITS):
         check_frequencies(choices[:, row], logits.double().softmax(dim=0))
@@ -90,104 +75,147 @@ def test_sampled_actions_come_as_often_as_the_softmax_says(name):
 
 @pytest.mark.parametrize("name", DISCRETE)
 def test_the_rows_of_a_batch_are_drawn_independently(name):
-    sample = importlib.import_module(name).sample
     torch.manual_seed(2)
-    pairs = sample(LOGITS[1].expand(2 * DRAWS, 4)).view(DRAWS, 2)
+    pairs = categorical(name)(LOGITS[1].expand(2 * DRAWS, 4)).sample().view(DRAWS, 2)
     p = LOGITS[1].double().softmax(dim=0)
     check_frequencies(4 * pairs[:, 0] + pairs[:, 1], torch.outer(p, p).flatten())
 
 
 @pytest.mark.parametrize("name", DISCRETE)
-def test_a_greedy_choice_is_the_likeliest_action(name):
-    sample = importlib.import_module(name).sample
-    assert sample(LOGITS[1:].repeat(100, 1), greedy=True).tolist() == [0, 2] * 100
-
-
-@pytest.mark.parametrize("method", ["get_action", "get_action_and_value"])
-@pytest.mark.parametrize("name", DISCRETE)
-def test_an_agent_draws_from_its_policy(name, method):
-    agent = make_agent(name)
-    result, logits = ask(agent, name, method, DRAWS // 3)
-    actions = action_of(name, method, result)
-    for state in range(3):
-        chosen = actions[state::3]
-        assert logits[state].max() - logits[state].min() > 0.3  # the policy is not uniform
-        if name == "ppo_multidiscrete":  # its two components are drawn independently
-            first, second = logits[state].double().split([3, 4])
-            joint = torch.outer(first.softmax(dim=0), second.softmax(dim=0))
-            check_frequencies(4 * chosen[:, 0] + chosen[:, 1], joint.flatten())
-        else:
-            check_frequencies(chosen, logits[state].double().softmax(dim=0))
+def test_the_mode_is_the_likeliest_action(name):
+    assert categorical(name)(LOGITS[1:].repeat(100, 1)).mode().tolist() == [0, 2] * 100
 
 
 @pytest.mark.parametrize("name", DISCRETE)
-def test_a_greedy_agent_takes_the_likeliest_action(name):
-    agent = make_agent(name)
-    result, logits = ask(agent, name, "get_action", 100, greedy=True)
-    actions = action_of(name, "get_action", result)
-    if name == "ppo_multidiscrete":
-        expected = torch.stack([part.argmax(dim=1) for part in logits.split([3, 4], dim=1)], dim=1)
-    else:
-        expected = logits.argmax(dim=1)
-    assert torch.equal(actions, expected)
+def test_log_probabilities_and_entropies_are_those_of_torch(name):
+    policy = categorical(name)(LOGITS)
+    reference = torch.distributions.Categorical(logits=LOGITS.double())
+    for action in torch.arange(4):
+        got = policy.log_prob(action.repeat(3))
+        torch.testing.assert_close(got, reference.log_prob(action).float())
+    torch.testing.assert_close(policy.entropy(), reference.entropy().float())
+
+
+# Several discrete actions
+
+
+def test_log_probabilities_and_entropies_of_components_add_up():
+    """Against the product of torch's distributions, for every action that the mask allows."""
+    torch.manual_seed(3)
+    logits = 2 * torch.randn(3, 9)
+    policy = multi_categorical(logits, MASK)
+    components = torch_components(logits.double(), MASK)
+    for action in torch.cartesian_prod(*map(torch.arange, NVEC)):
+        got = policy.log_prob(action.expand(3, 3))
+        expected = sum(part.log_prob(x) for part, x in zip(components, action, strict=True))
+        possible = expected.isfinite()
+        torch.testing.assert_close(got[possible], expected[possible].float())
+        assert (got[~possible].exp() == 0).all()
+    expected = 0
+    for part in components:
+        logprobs = part.logits.clamp(min=torch.finfo(torch.float64).min)
+        expected = expected - (part.probs * logprobs).sum(dim=-1)  # 0 times -inf is 0 here
+    torch.testing.assert_close(policy.entropy(), expected.float())
 
 
 def test_masked_actions_are_never_drawn_and_the_others_as_often_as_among_themselves():
-    agent = make_agent("ppo_multidiscrete")
-    mask = torch.tensor([True, False, True, True, True, False, True])
+    torch.manual_seed(4)
+    logits = 2 * torch.randn(3, 9)
     draws = DRAWS // 3
-    result, logits = ask(
-        agent, "ppo_multidiscrete", "get_action", draws, action_mask=mask.expand(3 * draws, 7)
-    )
-    for state in range(3):
-        masked = logits[state].double().masked_fill(~mask, -torch.inf)
-        first, second = masked.split([3, 4])
-        joint = torch.outer(first.softmax(dim=0), second.softmax(dim=0))
-        check_frequencies(4 * result[state::3, 0] + result[state::3, 1], joint.flatten())
+    actions = multi_categorical(logits.repeat(draws, 1), MASK.repeat(draws, 1)).sample()
+    actions = actions.view(draws, 3, 3)
+    for row in range(3):
+        first, second, third = (part.probs[row] for part in torch_components(logits.double(), MASK))
+        joint = torch.einsum("i,j,k->ijk", first, second, third).flatten()  # they are independent
+        check_frequencies(actions[:, row] @ torch.tensor([8, 2, 1]), joint)
+
+
+def test_the_mode_of_components_is_the_likeliest_that_the_mask_allows():
+    logits = torch.arange(9.0).repeat(3, 1)
+    assert multi_categorical(logits, MASK).mode().tolist() == [[2, 3, 1], [2, 3, 1], [1, 2, 1]]
+
+
+def test_a_masked_action_gets_no_gradient():
+    logits = torch.randn(3, 9, requires_grad=True)
+    policy = multi_categorical(logits, MASK)
+    (policy.log_prob(policy.sample()).sum() + policy.entropy().sum()).backward()
+    assert (logits.grad[~MASK] == 0).all()
+    assert logits.grad[0].all()
+    assert logits.grad.isfinite().all()
 
 
 # Continuous actions
 
-
-@pytest.mark.parametrize("method", ["get_action", "get_action_and_value"])
-def test_continuous_actions_are_normal_with_the_policys_mean_and_deviation(method):
-    name = "ppo_continuous_action"
-    agent = make_agent(name)
-    logstd = torch.tensor([-1.5, 0.0, 0.7])
-    with torch.no_grad():
-        agent.actor_logstd.copy_(logstd)
-    result, means = ask(agent, name, method, DRAWS)
-    actions = action_of(name, method, result)
-    noise = (
-        (actions - means) / torch.tensor([np.exp(-1.5), 1.0, np.exp(0.7)])
-    ).double()  # (rows, 3)
-    n = len(noise)
-    # The moments of a standard normal, and the standard deviations of their estimates.
-    for power, moment, deviation in [(1, 0, 1), (2, 1, 2**0.5), (3, 0, 15**0.5), (4, 3, 96**0.5)]:
-        assert ((noise**power).mean(dim=0) - moment).abs().max() < 5 * deviation / n**0.5
-    for quantile, share in [
-        (-1.959964, 0.025),
-        (-0.674490, 0.25),
-        (0.0, 0.5),
-        (0.674490, 0.75),
-        (1.959964, 0.975),
-    ]:
-        got = (noise < quantile).double().mean(dim=0)
-        assert (got - share).abs().max() < 5 * (share * (1 - share) / n) ** 0.5
-    # Components and rows are independent.
-    products = [
-        noise[:, 0] * noise[:, 1],
-        noise[:, 0] * noise[:, 2],
-        noise[:, 1] * noise[:, 2],
-        noise[:-1] * noise[1:],
-    ]
-    for product in products:
-        assert product.mean(dim=0).abs().max() < 5 / n**0.5
+MEAN = torch.tensor([[0.5, -2.0, 30.0], [-0.1, 0.0, 4.0]])
+STD = torch.tensor([[0.2, 1.0, 2.0], [3.0, 0.01, 0.5]])
 
 
-def test_a_greedy_continuous_action_is_the_mean():
-    result, means = ask(
-        make_agent("ppo_continuous_action"), "ppo_continuous_action", "get_action", 10, greedy=True
+def test_draws_are_normal_and_independent():
+    torch.manual_seed(5)
+    for mean, std in zip(MEAN, STD, strict=True):
+        actions = normal(mean.expand(DRAWS, 3), std.expand(DRAWS, 3)).sample()
+        check_standard_normal((actions - mean) / std)
+
+
+def test_density_and_entropy_of_components_multiply_and_add_up():
+    policy = normal(MEAN, STD)
+    reference = torch.distributions.Normal(MEAN.double(), STD.double())
+    for action in (MEAN, MEAN + STD, MEAN - torch.tensor([2.0, 0.3, 5.0]) * STD):
+        expected = reference.log_prob(action.double()).sum(dim=1).float()
+        torch.testing.assert_close(policy.log_prob(action), expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(policy.entropy(), reference.entropy().sum(dim=1).float())
+    assert torch.equal(policy.mode(), MEAN)
+
+
+# The agents
+
+
+def policy_head(agent: torch.nn.Module) -> torch.nn.Module:
+    return agent.actor_mean if hasattr(agent, "actor_mean") else agent.actor
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_an_agent_draws_from_what_its_network_puts_out(name):
+    """In three states, in which its policy is not uniform; an image script's agent sees features, without convolutions."""
+    spaces = {
+        "ppo_continuous_action": gym.spaces.Box(-1, 1, (3,)),
+        "ppo_multidiscrete": gym.spaces.MultiDiscrete(NVEC),
+    }
+    envs = SimpleNamespace(
+        single_observation_space=gym.spaces.Box(-1, 1, (5,)),
+        single_action_space=spaces.get(name, gym.spaces.Discrete(4)),
     )
-    assert torch.equal(result, means)
-    assert len(means.unique(dim=0)) == 3
+    torch.manual_seed(6)
+    agent = importlib.import_module(name).Agent(envs)
+    x = torch.randn(3, 5)
+    more = {"ppo_multidiscrete": [MASK], "ppo_atari_lstm": [torch.randn(3, 256), torch.zeros(3)]}
+    if name in IMAGES:
+        x = 25_500 * torch.randn(3, 512, 1, 1)  # images, which the agent divides by 255
+        agent.network = torch.nn.Flatten()
+    outputs = []
+    policy_head(agent).register_forward_hook(lambda *call: outputs.append(call[-1]))
+    draws = DRAWS // 3
+    with torch.no_grad():
+        for parameter in policy_head(agent).parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+        if name == "ppo_continuous_action":
+            agent.actor_logstd.copy_(torch.tensor([-1.5, 0.0, 0.7]))
+        inputs = [
+            field.repeat(draws, *[1] * (field.ndim - 1)) for field in (x, *more.get(name, ()))
+        ]
+        policy = agent(*inputs)[0]
+        actions = policy.sample()
+    head = outputs[0]
+    if name == "ppo_continuous_action":
+        assert len(head.unique(dim=0)) == 3
+        check_standard_normal((actions - head) / torch.tensor([-1.5, 0.0, 0.7]).exp())
+        return
+    assert (head.max(dim=1).values - head.min(dim=1).values > 0.3).all()
+    for state in range(3):
+        logits = head[state].double()
+        if name == "ppo_multidiscrete":
+            parts = torch_components(logits, MASK[state])
+            joint = torch.einsum("i,j,k->ijk", *(part.probs for part in parts)).flatten()
+            check_frequencies(actions[state::3] @ torch.tensor([8, 2, 1]), joint)
+        else:
+            check_frequencies(actions[state::3], logits.softmax(dim=0))
