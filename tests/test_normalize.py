@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-PRIOR = Fraction(
-    1, 10_000
-)  # the weight of the mean 0 and the variance 1 that the statistics begin with
+# The weight of the mean 0 and the variance 1 that the statistics begin with
+PRIOR = Fraction(1, 10_000)
 
 
 @pytest.fixture
@@ -26,13 +25,11 @@ def exact_moments(rows):
     ]
     weight = PRIOR + len(rows)
     means = [sum(column) / weight for column in columns]
-    spreads = [
-        PRIOR * (1 + mean**2) + sum((x - mean) ** 2 for x in column)
+    variances = [
+        (PRIOR * (1 + mean**2) + sum((x - mean) ** 2 for x in column)) / weight
         for column, mean in zip(columns, means, strict=True)
     ]
-    return np.array([float(mean) for mean in means]), np.array(
-        [float(spread / weight) for spread in spreads]
-    )
+    return np.array(means, dtype=float), np.array(variances, dtype=float)
 
 
 def two_pass_moments(rows):
@@ -152,12 +149,10 @@ def test_rewards_are_scaled_by_the_deviation_of_the_discounted_return(module):
 
 def test_scaled_rewards_keep_their_sign_and_are_clipped_at_10(module):
     # A first return of 1000 against the prior makes a deviation of about 10, so the scaled reward would be 100.
-    assert make_normalizer(module, num_envs=1).scale(
-        np.array([1000.0]), np.array([False])
-    ).tolist() == [10]
-    assert make_normalizer(module, num_envs=1).scale(
-        np.array([-1000.0]), np.array([False])
-    ).tolist() == [-10]
+    for sign in (1, -1):
+        normalizer = make_normalizer(module, num_envs=1)
+        scaled = normalizer.scale(np.array([sign * 1000.0]), np.array([False]))
+        assert scaled.tolist() == [sign * 10]
     normalizer = make_normalizer(module, num_envs=2)
     for _ in range(20):  # rewards that are centred would go below 0 here
         assert (normalizer.scale(np.array([3.0, 1.0]), np.array([False, False])) > 0).all()
@@ -268,15 +263,16 @@ def test_statistics_go_through_a_checkpoint_without_loss(module, tmp_path):
 
 def test_a_run_stores_what_the_definition_gives(module, monkeypatch):
     """Hopper falls (terminated) or meets a limit of 14 steps (truncated); raw and stored rows are recorded."""
-    raw_obs, raw_steps, rows, gae, stored, values = [], [], [], [], [], []
+    raw_obs, raw_steps, calls, rows, gae, stored = [], [], [], [], [], []
     make_envs, compute_gae, ppo_loss = module.make_envs, module.compute_gae, module.ppo_loss
 
-    def recorded_make_envs(*args):
-        normalizer = make_envs(*args)
+    def recorded_make_envs(*args, **kwargs):
+        normalizer = make_envs(*args, **kwargs)
         envs = normalizer.env
         step, reset = envs.step, envs.reset
 
         def recorded_step(action):
+            rows.append(calls[-1][0])  # the observations that these actions were chosen for
             result = step(action)
             raw_obs.append(result[0].copy())
             raw_steps.append(copy.deepcopy((*result[1:4], result[4].get("final_obs"))))
@@ -291,21 +287,15 @@ def test_a_run_stores_what_the_definition_gives(module, monkeypatch):
         return normalizer
 
     class RecordedAgent(module.Agent):
-        def get_action(self, x):
-            rows.append(x.clone())
-            return super().get_action(x)
+        def forward(self, x):
+            policy, values = super().forward(x)
+            if len(x) <= 3:  # of one step, and not of the whole rollout
+                calls.append((x.clone(), values.detach().clone()))
+            return policy, values
 
-        def get_value(self, x):
-            value = super().get_value(x)
-            if (
-                not torch.is_grad_enabled() and len(x) <= 3
-            ):  # of one step, and not of the whole rollout
-                values.append((x.clone(), value.clone()))
-            return value
-
-    def recorded_gae(rewards, **inputs):
+    def recorded_gae(rewards, *inputs):
         gae.append(rewards.clone())
-        return compute_gae(rewards=rewards, **inputs)
+        return compute_gae(rewards, *inputs)
 
     def recorded_loss(agent, mb, *args):
         stored.append((len(gae) - 1, mb.obs.clone()))
@@ -318,14 +308,16 @@ def test_a_run_stores_what_the_definition_gives(module, monkeypatch):
     monkeypatch.setattr(module, "Agent", RecordedAgent)
     monkeypatch.setattr(module, "compute_gae", recorded_gae)
     monkeypatch.setattr(module, "ppo_loss", recorded_loss)
-    sizes = {
-        "num_envs": 3,
-        "num_steps": 40,
-        "total_timesteps": 240,
-        "num_minibatches": 4,
-        "update_epochs": 1,
-    }
-    module.main(module.Args(gamma=0.9, bootstrap_truncated=True, **sizes))
+    args = module.Args(
+        gamma=0.9,
+        bootstrap_truncated=True,
+        num_envs=3,
+        num_steps=40,
+        total_timesteps=240,
+        num_minibatches=4,
+        update_epochs=1,
+    )
+    module.main(args)
 
     rewards = torch.cat(gae).numpy()
     returns, all_returns, ends, cuts = np.zeros(3), [], 0, 0
@@ -338,10 +330,8 @@ def test_a_run_stores_what_the_definition_gives(module, monkeypatch):
         expected = np.clip(reward / np.sqrt(var + 1e-8), -10, 10)
         for i in np.flatnonzero(truncated & ~terminated):
             # V was asked for the final observation, normalised by what had been seen up to then.
-            final = normalised(final_obs[i], seen).astype(np.float32)
-            value = [v[x.sub(torch.from_numpy(final)).abs().amax(dim=1) < 1e-5] for x, v in values]
-            value = torch.cat(value)
-            assert len(value) == 1
+            final = torch.as_tensor(normalised(final_obs[i], seen), dtype=torch.float32)
+            (value,) = torch.cat([v[(x - final).abs().amax(dim=1) < 1e-5] for x, v in calls])
             expected[i] += 0.9 * value.item()
             cuts += 1
         np.testing.assert_allclose(rewards[t], expected, atol=1e-5)

@@ -176,7 +176,7 @@ def policy_head(agent: torch.nn.Module) -> torch.nn.Module:
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_an_agent_draws_from_what_its_network_puts_out(name):
-    """In three states, in which its policy is not uniform; an image script's agent sees features, without convolutions."""
+    """In three states, in which its policy is not uniform. Image scripts see features, without convolutions."""
     spaces = {
         "ppo_continuous_action": gym.spaces.Box(-1, 1, (3,)),
         "ppo_multidiscrete": gym.spaces.MultiDiscrete(NVEC),
