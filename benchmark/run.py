@@ -238,8 +238,6 @@ def enter_worker(root: str) -> None:
 
 def start_ray(address: str | None) -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    # A worker that dies takes its script along: two of them in one folder would mix their logs.
-    os.environ["RAY_process_group_cleanup_enabled"] = "1"  # noqa: SIM112
     ray.init(
         address or "local", include_dashboard=False, log_to_driver=False, logging_level="error"
     )
