@@ -16,7 +16,6 @@ import torch
 from conftest import SCRIPTS
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Normal
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 # Three updates of few rows. No coefficient is what another one is, and everything is clipped now and then.
 NUM_UPDATES = 3
@@ -73,14 +72,12 @@ def record(name: str) -> SimpleNamespace:
         def step(actions):
             obs, reward, terminated, truncated, infos = real_step(actions)
             keep_mask(infos)
-            t = (
-                len(run.ended) + 1
-            )  # more ends than there really are; the first environment's are also at rollout ends
+            # More ends than there really are; the first environment's are also at rollout ends
+            t = len(run.ended) + 1
             terminated = terminated | [False, t % 5 == 3]
             truncated = truncated | [t % 4 == 0, False]
-            for kept, new in zip(
-                lists, (obs, reward, actions, terminated | truncated), strict=True
-            ):
+            news = obs, reward, actions, terminated | truncated
+            for kept, new in zip(lists, news, strict=True):
                 kept.append(copy.deepcopy(new))
             return obs, reward, terminated, truncated, infos
 
@@ -95,27 +92,22 @@ def record(name: str) -> SimpleNamespace:
     def keep_gradient(*_):
         run.gradients.append([weight.grad.clone() for weight in weights_of(run.trained)])
 
-    hook = register_optimizer_step_pre_hook(keep_gradient)
+    def keep_stats(result):
+        run.stats.append({key: x.item() for key, x in result[1].items()})
+
+    def keep_scalar(_, tag, value, step):
+        run.logged[tag].append(value)
+
     with pytest.MonkeyPatch.context() as patch:
         # A ReLU has a kink: a unit that is 0 but for rounding has the one gradient here and another one there.
         patch.setattr(nn, "ReLU", nn.ELU)
         tap(script, "Agent", keep_agent)
         tap(script, "make_envs", keep_steps)
-        tap(
-            script,
-            "ppo_loss",
-            lambda result: run.stats.append({key: x.item() for key, x in result[1].items()}),
-        )
+        tap(script, "ppo_loss", keep_stats)
         tap(torch, "randperm", lambda permutation: run.permutations.append(permutation.tolist()))
-        patch.setattr(
-            script.SummaryWriter,
-            "add_scalar",
-            lambda _, tag, value, step: run.logged[tag].append(value),
-        )
-        try:
-            script.main(args)
-        finally:
-            hook.remove()
+        patch.setattr(script.SummaryWriter, "add_scalar", keep_scalar)
+        tap(script.Adam, "step", keep_gradient)
+        script.main(args)
     return run
 
 
@@ -144,10 +136,8 @@ def forward(
 
 
 def logprob_of(policy: list[Distribution], action: np.ndarray) -> Tensor:
-    return sum(
-        part.log_prob(a)
-        for part, a in zip(policy, torch.as_tensor(action).reshape(-1), strict=True)
-    )
+    components = torch.as_tensor(action).reshape(-1)
+    return sum(part.log_prob(a) for part, a in zip(policy, components, strict=True))
 
 
 def roll_out(
@@ -168,9 +158,8 @@ def roll_out(
             row.reward = float(run.rewards[t][i])
             row.logprob = logprob_of(policy, row.action).item()
     advantage = 0.0
-    for row, following in zip(
-        rows[-2::-1], rows[:0:-1], strict=True
-    ):  # generalized advantage estimation
+    # Generalized advantage estimation
+    for row, following in zip(rows[-2::-1], rows[:0:-1], strict=True):
         goes_on = 0.0 if following.begins else 1.0
         delta = row.reward + run.args.gamma * goes_on * following.value - row.value
         advantage = delta + run.args.gamma * run.args.gae_lambda * goes_on * advantage
@@ -226,23 +215,20 @@ def train(run: SimpleNamespace) -> Iterator[tuple[dict[str, float], list[Tensor]
         ]
         columns, states = zip(*rollouts, strict=True)
         rows = [columns[i][t] for t in range(args.num_steps) for i in range(args.num_envs)]
-        explained = 1 - np.var([row.target - row.value for row in rows]) / np.var(
-            [row.target for row in rows]
-        )
+        errors = [row.target - row.value for row in rows]
+        explained = 1 - np.var(errors) / np.var([row.target for row in rows])
         segments = columns if run.name == "ppo_atari_lstm" else [[row] for row in rows]
         size = math.ceil(len(segments) / args.num_minibatches)
         for _ in range(args.update_epochs):
             permutation = next(permutations)
             for start in range(0, len(segments), size):
-                loss, stats = loss_of(
-                    run.agent, [segments[k] for k in permutation[start : start + size]], args
-                )
+                minibatch = [segments[k] for k in permutation[start : start + size]]
+                loss, stats = loss_of(run.agent, minibatch, args)
                 run.agent.zero_grad()
                 loss.backward()
                 norm = math.sqrt(sum(weight.grad.square().sum().item() for weight in weights))
-                gradient = [
-                    weight.grad * min(1, args.max_grad_norm / (norm + 1e-6)) for weight in weights
-                ]
+                factor = min(1, args.max_grad_norm / (norm + 1e-6))
+                gradient = [weight.grad * factor for weight in weights]
                 steps += 1
                 step_size = lr * math.sqrt(1 - 0.999**steps) / (1 - 0.9**steps)
                 for k, g in enumerate(gradient):  # Adam as TensorFlow has it
@@ -265,9 +251,8 @@ def check_tensors(got: list[Tensor], expected: list[Tensor]) -> None:
         errors.append((a - b).norm().item())
     whole = math.hypot(*norms)
     assert math.hypot(*errors) < 1e-3 * whole
-    assert all(
-        error < 1e-2 * norm + 1e-5 * whole for error, norm in zip(errors, norms, strict=True)
-    )  # small ones, too
+    for error, norm in zip(errors, norms, strict=True):  # small ones, too
+        assert error < 1e-2 * norm + 1e-5 * whole
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -275,9 +260,8 @@ def test_training_equals_the_plain_form(name):
     run = record(name)
     before = [weight.detach().clone() for weight in weights_of(run.agent)]
     all_stats = []
-    for got, got_gradient, (stats, gradient) in zip(
-        run.stats, run.gradients, train(run), strict=True
-    ):
+    pairs = zip(run.stats, run.gradients, train(run), strict=True)
+    for got, got_gradient, (stats, gradient) in pairs:
         for key in got:
             check_scalar(key, got[key], stats[key])
         check_tensors(got_gradient, gradient)
