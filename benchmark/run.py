@@ -159,7 +159,7 @@ def train(job: Job) -> pd.DataFrame:
 
 def note_start(job: Job) -> None:
     """Write down what the run trains with, if it did not start with the same before."""
-    starts = read_starts(job)
+    starts = read_starts(job) if (job.folder / "checkpoint.pt").exists() else []
     start = {"command": job.command} | circumstances(job.arguments[0]) | {"threads": job.threads}
     if starts and starts[0]["command"] != job.command:
         raise Failed(f"begun as `{starts[0]['command']}`: rename the setting, or delete the folder")

@@ -94,6 +94,7 @@ def write_script(body: str) -> run.Job:
 
 def start_run(job: run.Job) -> None:
     job.folder.mkdir(parents=True)
+    (job.folder / "checkpoint.pt").touch()
     run.note_start(job)
 
 
@@ -245,6 +246,10 @@ def test_a_setting_that_was_changed_is_not_taken_for_the_old_one():
         run.train(changed)
     with pytest.raises(SystemExit, match="give the setting another name"):
         run.is_finished(changed)
+    # Where nothing was saved, as after a typing error, nothing is in the way.
+    (job.folder / "checkpoint.pt").unlink()
+    run.note_start(changed)
+    assert [start["command"] for start in run.read_starts(job)] == [changed.command]
 
 
 def test_results_say_what_was_different_on_a_resume(monkeypatch):

@@ -1,4 +1,4 @@
-"""Print the mean return of saved agents over 100 games, and the parts of it that MuJoCo's environments report.
+"""Print the mean return of saved agents over 100 games, and the parts that MuJoCo reports of it.
 
 python benchmark/experiments/reward_parts.py RUN_FOLDER...
 """
@@ -35,11 +35,11 @@ class RewardParts(gym.vector.VectorWrapper):
 
 def main(folders: list[Path]) -> None:
     for folder in folders:
-        checkpoint = ppo_continuous_action.load_checkpoint(folder)
-        agent, envs = evaluate.load_agent(ppo_continuous_action, checkpoint, folder)
+        checkpoint = evaluate.load_checkpoint(folder)
+        agent, envs = evaluate.load_agent(ppo_continuous_action, checkpoint)
         envs = RewardParts(envs)
-        args = evaluate.Args((folder,), episodes=GAMES)
-        returns, lengths = evaluate.play(agent, envs, args)
+        args = evaluate.Args(folder, episodes=GAMES)
+        returns, lengths = evaluate.play(agent, envs, args, folder)
         parts = ", ".join(f"{name} {total / GAMES:.1f}" for name, total in envs.sums.items())
         print(f"{folder}: return {np.mean(returns):.1f} in {np.mean(lengths):.1f} steps: {parts}")
 
