@@ -9,7 +9,7 @@
 
     python ppo.py --env-id CartPole-v1
 
-CartPole-v1 reaches a mean return of 490 of 500 (ten seeds) after 500,000 steps, in about a minute
+On CartPole-v1 the mean return reaches 490 of 500 (ten seeds) after 500,000 steps, in about a minute
 on one CPU core.
 
 Labels such as "Core 7" are sections of the blog post "The 37 Implementation Details of Proximal
@@ -75,7 +75,7 @@ class Args:
     device: str = "cpu"  # faster than a GPU for networks this small
     compile: bool = False  # compile the loss; needs a C++ compiler and a minute
     exp_name: str = Path(__file__).stem  # part of the run folder's name
-    run_dir: Path | None = None  # run folder; if there is a checkpoint in it, the run goes on
+    run_dir: Path | None = None  # run folder; if there is a checkpoint in it, the run resumes
     save_every: int = 100  # updates between two checkpoints
     track: bool = False  # log to Weights & Biases too
 
@@ -87,6 +87,7 @@ class Args:
 def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
     env = gym.make(env_id, render_mode=render_mode)
     shape = env.observation_space.shape
+    # Three axes with a long second one are an image; smaller grids are flattened.
     if shape is not None and len(shape) == 3 and shape[1] > 16:
         raise UsageError(f"{env_id} observes images: start from ppo_atari.py, with your make_env")
     if shape is None or len(shape) != 1:
@@ -116,9 +117,9 @@ def make_envs(args: Args, render_mode: str | None = None) -> gym.vector.VectorEn
 # Agent
 
 
-def layer_init(layer: nn.Module, std: float = 2**0.5) -> nn.Module:
-    """Core 2: orthogonal weights with gain `std`, zero biases (a2c/utils.py#L58)."""
-    nn.init.orthogonal_(layer.weight, std)
+def layer_init(layer: nn.Module, gain: float = 2**0.5) -> nn.Module:
+    """Core 2: orthogonal weights with a `gain`, zero biases (a2c/utils.py#L58)."""
+    nn.init.orthogonal_(layer.weight, gain)
     nn.init.zeros_(layer.bias)
     return layer
 
@@ -169,8 +170,8 @@ class Agent(nn.Module):
         # Core 13: separate networks, or one body for both
         critic_body = actor_body if shared_network else body()
         # The small gain makes all actions about equally likely at the start.
-        self.actor = nn.Sequential(*actor_body, layer_init(nn.Linear(64, num_actions), std=0.01))
-        self.critic = nn.Sequential(*critic_body, layer_init(nn.Linear(64, 1), std=1.0))
+        self.actor = nn.Sequential(*actor_body, layer_init(nn.Linear(64, num_actions), gain=0.01))
+        self.critic = nn.Sequential(*critic_body, layer_init(nn.Linear(64, 1), gain=1.0))
 
     def forward(self, x: Tensor) -> tuple[Categorical, Tensor]:
         """Return the policy and the values, (batch,), for observations (batch, obs_size)."""
@@ -182,7 +183,7 @@ class Agent(nn.Module):
 
 
 class Batch(NamedTuple):
-    """What the learner sees of each row; a minibatch is a Batch of some of the rows."""
+    """Training data, a row for each step of each environment; a minibatch is some of the rows."""
 
     obs: Tensor  # (rows, obs_size)
     actions: Tensor  # (rows,)
@@ -206,13 +207,13 @@ def compute_gae(
     """Core 5: generalized advantage estimation (Schulman et al. 2016; ppo2/runner.py#L56-L65).
 
     `rewards`, `values` and `dones` are (num_steps, num_envs); `dones[t]` is 1 where step t ended an
-    episode. `next_value`, (num_envs,), is that of the observation after the last step. Returns
-    advantages and value targets, both (num_steps, num_envs).
+    episode (the official dones[t + 1]). `next_value`, (num_envs,), is that of the observation after
+    the last step. Returns advantages and value targets, both (num_steps, num_envs).
     """
     next_values = torch.cat([values[1:], next_value[None]])
     deltas = rewards + gamma * (1 - dones) * next_values - values
     advantages = torch.zeros_like(rewards)
-    advantage = torch.zeros_like(next_value)  # beyond the last step, all is in next_value
+    advantage = torch.zeros_like(next_value)  # next_value stands for all that follows
     for t in reversed(range(len(rewards))):
         advantage = deltas[t] + gamma * gae_lambda * (1 - dones[t]) * advantage
         advantages[t] = advantage
@@ -248,18 +249,19 @@ def ppo_loss(
         "policy_loss": policy_loss,
         "value_loss": value_loss,
         "entropy": entropy,
-        # Two estimates of the KL divergence of the old policy from the new one (Schulman 2020):
-        "old_approx_kl": -logratio.mean(),  # unbiased, but noisy and often negative
-        "approx_kl": (ratio - 1 - logratio).mean(),  # as unbiased, less noisy, never negative
+        # Two estimates of KL(old policy || new policy), see joschu.net/blog/kl-approx.html
+        "old_approx_kl": -logratio.mean(),  # the plain one: noisy, and can be negative
+        "approx_kl": (ratio - 1 - logratio).mean(),  # never negative, less noisy
         "clipfrac": ((ratio - 1).abs() > clip_coef).float().mean(),
     }
     return loss, {name: value.detach() for name, value in stats.items()}
 
 
 class Adam(optim.Adam):
-    """Core 3: epsilon is 1e-5, and added before the bias correction, as TensorFlow does.
+    """Core 3: epsilon is 1e-5, as TensorFlow's Adam applies it.
 
-    PyTorch adds it after the correction: divided by that, it makes PyTorch take TensorFlow's step.
+    TensorFlow adds epsilon to sqrt(v), PyTorch to sqrt(v / (1 - beta2^t)), with beta2 = 0.999.
+    Dividing epsilon by sqrt(1 - beta2^t) gives PyTorch the same step.
     """
 
     def step(self, closure=None):
@@ -289,7 +291,7 @@ def main(args: Args) -> Agent:
 
     envs = make_envs(args, render_mode="rgb_array" if args.capture_video else None)
     agent = Agent(envs, args.shared_network).to(device)
-    optimizer = Adam(agent.parameters(), fused=True)
+    optimizer = Adam(agent.parameters(), fused=True)  # its learning rate is set below
     loss_fn = torch.compile(ppo_loss) if args.compile else ppo_loss
 
     # Log, checkpoints and progress: see below
@@ -298,10 +300,10 @@ def main(args: Args) -> Agent:
             folder = run.dir / f"videos-{int(time.time())}"
             envs = gym.wrappers.vector.RecordVideo(envs, str(folder), record_first_only=True)
         batch_size = args.num_envs * args.num_steps
-        start = run.global_step  # 0, or where the run goes on
+        start = run.global_step  # 0, or where the run resumes
         end = start + (args.total_timesteps - start) // batch_size * batch_size
 
-        # One rollout. NumPy arrays are filled faster than tensors: those come once per update.
+        # One rollout, in NumPy arrays: they are filled faster, and become tensors once per update.
         shape = (args.num_steps, args.num_envs)
         obs = np.zeros((*shape, *envs.single_observation_space.shape), dtype=np.float32)
         actions = np.zeros((*shape, *envs.single_action_space.shape), dtype=np.int64)
@@ -309,10 +311,10 @@ def main(args: Args) -> Agent:
         dones = np.zeros(shape, dtype=np.float32)
         to_tensor = partial(torch.as_tensor, dtype=torch.float32, device=device)
 
-        # Each environment has a seed of its own: of 31 bits, because simulators in C take no more.
+        # Each environment has a seed of its own, of 31 bits, as simulators in C take no more.
         sequence = np.random.SeedSequence([args.seed, start])
         *seeds, new_seed = (sequence.generate_state(args.num_envs + 1) % 2**31).tolist()
-        if start > 0:  # where a run goes on, nothing is drawn again
+        if start > 0:  # a resumed run must not repeat its random numbers
             set_seed(new_seed)
         next_obs, _ = envs.reset(seed=seeds)  # (num_envs, obs_size)
 
@@ -335,14 +337,15 @@ def main(args: Args) -> Agent:
                     dones[step] = terminated | truncated
                     run.end_step(infos)
 
+                    # A time limit ends an episode like any other end, as in the official code,
+                    # or with the flag, its final observation is worth what would have followed.
                     cut = truncated & ~terminated
                     if args.bootstrap_truncated and cut.any():
-                        # A time limit: what would have followed is worth V(final_obs).
                         final_obs = torch.stack([to_tensor(x) for x in infos["final_obs"][cut]])
                         _, final_value = agent(final_obs)
                         rewards[step, cut] += args.gamma * final_value.cpu().numpy()
 
-                # The weights are still those that acted: evaluate all rows at once.
+                # The weights are still those that acted: evaluating all rows at once is faster.
                 b_obs = to_tensor(obs).flatten(0, 1)
                 b_actions = torch.as_tensor(actions, device=device).flatten(0, 1)
                 policy, b_values = agent(b_obs)
@@ -377,7 +380,7 @@ def main(args: Args) -> Agent:
                     optimizer.step()
                     stats.append(mb_stats | {"grad_norm": norm})
                 if args.target_kl is not None:
-                    # Aux 3: stop when this epoch has moved the policy too far
+                    # Aux 3: stop when the policy was too far from the one that acted, in this epoch
                     kls = [mb_stats["approx_kl"] for mb_stats in stats[-args.num_minibatches :]]
                     if torch.stack(kls).mean() > args.target_kl:
                         break
@@ -442,12 +445,12 @@ def save_checkpoint(run_dir: Path, checkpoint: dict) -> None:
 
 
 def saved_args(run_dir: Path) -> Args:
-    """Return the arguments of a run: main(replace(saved_args(run_dir), ...)) goes on with it."""
+    """Return the arguments of a run: main(replace(saved_args(run_dir), ...)) resumes it."""
     return Args(**load_checkpoint(run_dir)["args"], run_dir=run_dir)
 
 
 def parse_args() -> Args:
-    """Read the command line. Where a run goes on, arguments not given are those of its checkpoint."""
+    """Read the command line. A run that resumes keeps its arguments, but for those given."""
     args = tyro.cli(Args, description=__doc__)
     if args.run_dir is None or not (args.run_dir / "checkpoint.pt").exists():
         return args
@@ -536,10 +539,11 @@ class Run:
             result = f"{self.global_step:,} steps, {self.mean_return()}"
             print(f"{result}. The curves: tensorboard --logdir {self.dir}")
         elif (self.dir / "checkpoint.pt").exists():
-            print(f"to go on, add --run-dir {self.dir} to the command", file=sys.stderr)
+            print(f"to resume, add --run-dir {self.dir} to the command", file=sys.stderr)
 
     def end_step(self, infos: dict) -> None:
         """Count a step of every environment; log episodes that RecordEpisodeStatistics reports."""
+        # An Atari game can end in the no-op or FIRE of a reset: then it is in infos itself.
         for info in (infos, infos.get("final_info", {})):
             if "episode" in info:
                 for i in np.flatnonzero(info["_episode"]):

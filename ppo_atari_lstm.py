@@ -10,8 +10,8 @@
 
     python ppo_atari_lstm.py --env-id BreakoutNoFrameskip-v4
 
-Breakout reaches a mean return of 35 (one seed) after 1,000,000 of the 10,000,000 steps, in two and
-a half hours on one CPU core.
+On Breakout the mean return reaches 35 (one seed) after 1,000,000 of the 10,000,000 steps, in two
+and a half hours on one CPU core.
 
 Labels such as "Core 7" are sections of the blog post "The 37 Implementation Details of Proximal
 Policy Optimization". References such as ppo2/runner.py#L56 are lines of the official code, in the
@@ -77,7 +77,7 @@ class Args:
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     compile: bool = False  # compile the convolutions; needs a C++ compiler and a minute
     exp_name: str = Path(__file__).stem  # part of the run folder's name
-    run_dir: Path | None = None  # run folder; if there is a checkpoint in it, the run goes on
+    run_dir: Path | None = None  # run folder; if there is a checkpoint in it, the run resumes
     save_every: int = 100  # updates between two checkpoints
     track: bool = False  # log to Weights & Biases too
 
@@ -140,7 +140,7 @@ def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
         grayscale_obs=True,  # Atari 5: grey, 84 x 84
         screen_size=84,
     )
-    # Before games are split into lives and rewards clipped
+    # Before what splits games into lives and clips rewards: whole games and their returns count
     env = gym.wrappers.RecordEpisodeStatistics(env)
     env = EpisodicLifeEnv(env)
     if env.action_space.n >= 3 and env.unwrapped.get_action_meanings()[1] == "FIRE":
@@ -165,9 +165,9 @@ def make_envs(args: Args, render_mode: str | None = None) -> gym.vector.VectorEn
 # Agent
 
 
-def layer_init(layer: nn.Module, std: float = 2**0.5) -> nn.Module:
-    """Core 2: orthogonal weights with gain `std`, zero biases (a2c/utils.py#L58)."""
-    nn.init.orthogonal_(layer.weight, std)
+def layer_init(layer: nn.Module, gain: float = 2**0.5) -> nn.Module:
+    """Core 2: orthogonal weights with a `gain`, zero biases (a2c/utils.py#L58)."""
+    nn.init.orthogonal_(layer.weight, gain)
     nn.init.zeros_(layer.bias)
     return layer
 
@@ -224,8 +224,8 @@ class Agent(nn.Module):
         # PyTorch adds two biases; learning both would double their step.
         self.lstm.bias_hh.requires_grad = False
         # The small gain makes all actions about equally likely at the start.
-        self.actor = layer_init(nn.Linear(128, envs.single_action_space.n), std=0.01)
-        self.critic = layer_init(nn.Linear(128, 1), std=1.0)
+        self.actor = layer_init(nn.Linear(128, envs.single_action_space.n), gain=0.01)
+        self.critic = layer_init(nn.Linear(128, 1), gain=1.0)
 
     def initial_state(self, num_envs: int) -> Tensor:
         """LSTM 2: hidden and cell state, side by side in (num_envs, 256), start at zero."""
@@ -237,8 +237,8 @@ class Agent(nn.Module):
         """Return the policy, the values, and the state after the last step.
 
         Images `x`, (rows, 1, 84, 84) uint8, are in the order of time: all environments at the first
-        step, then all at the second. `starts`, (rows,), is 1 where a row begins an episode. `state`,
-        (num_envs, 256), is that before the first step.
+        step, then all at the second. `starts`, (rows,), is 1 where a row begins an episode.
+        `state`, (num_envs, 256), is that before the first step.
         """
         x = x.contiguous(memory_format=torch.channels_last)  # which suits convolutions
         features = self.network(x / 255.0)  # Atari 9: images scaled to [0, 1]
@@ -260,10 +260,10 @@ class Agent(nn.Module):
 
 
 class Batch(NamedTuple):
-    """What the learner sees; a minibatch has all the steps of some of the environments.
+    """Training data; a minibatch is all the steps of some of the environments.
 
-    Everything but `state` is (num_steps, num_envs, ...) in the batch, and in a minibatch rows in
-    the order of time, as the agent takes them.
+    Shapes are those of a minibatch, whose rows are in the order of time, as the agent takes them.
+    In the whole batch, everything but `state` is (num_steps, num_envs, ...).
     """
 
     obs: Tensor  # (rows, 1, 84, 84) uint8
@@ -291,13 +291,13 @@ def compute_gae(
     """Core 5: generalized advantage estimation (Schulman et al. 2016; ppo2/runner.py#L56-L65).
 
     `rewards`, `values` and `dones` are (num_steps, num_envs); `dones[t]` is 1 where step t ended an
-    episode. `next_value`, (num_envs,), is that of the observation after the last step. Returns
-    advantages and value targets, both (num_steps, num_envs).
+    episode (the official dones[t + 1]). `next_value`, (num_envs,), is that of the observation after
+    the last step. Returns advantages and value targets, both (num_steps, num_envs).
     """
     next_values = torch.cat([values[1:], next_value[None]])
     deltas = rewards + gamma * (1 - dones) * next_values - values
     advantages = torch.zeros_like(rewards)
-    advantage = torch.zeros_like(next_value)  # beyond the last step, all is in next_value
+    advantage = torch.zeros_like(next_value)  # next_value stands for all that follows
     for t in reversed(range(len(rewards))):
         advantage = deltas[t] + gamma * gae_lambda * (1 - dones[t]) * advantage
         advantages[t] = advantage
@@ -333,18 +333,19 @@ def ppo_loss(
         "policy_loss": policy_loss,
         "value_loss": value_loss,
         "entropy": entropy,
-        # Two estimates of the KL divergence of the old policy from the new one (Schulman 2020):
-        "old_approx_kl": -logratio.mean(),  # unbiased, but noisy and often negative
-        "approx_kl": (ratio - 1 - logratio).mean(),  # as unbiased, less noisy, never negative
+        # Two estimates of KL(old policy || new policy), see joschu.net/blog/kl-approx.html
+        "old_approx_kl": -logratio.mean(),  # the plain one: noisy, and can be negative
+        "approx_kl": (ratio - 1 - logratio).mean(),  # never negative, less noisy
         "clipfrac": ((ratio - 1).abs() > clip_coef).float().mean(),
     }
     return loss, {name: value.detach() for name, value in stats.items()}
 
 
 class Adam(optim.Adam):
-    """Core 3: epsilon is 1e-5, and added before the bias correction, as TensorFlow does.
+    """Core 3: epsilon is 1e-5, as TensorFlow's Adam applies it.
 
-    PyTorch adds it after the correction: divided by that, it makes PyTorch take TensorFlow's step.
+    TensorFlow adds epsilon to sqrt(v), PyTorch to sqrt(v / (1 - beta2^t)), with beta2 = 0.999.
+    Dividing epsilon by sqrt(1 - beta2^t) gives PyTorch the same step.
     """
 
     def step(self, closure=None):
@@ -376,7 +377,7 @@ def main(args: Args) -> Agent:
 
     envs = make_envs(args, render_mode="rgb_array" if args.capture_video else None)
     agent = Agent(envs).to(device)
-    optimizer = Adam(agent.parameters(), fused=True)
+    optimizer = Adam(agent.parameters(), fused=True)  # its learning rate is set below
     if args.compile:  # the convolutions alone: 128 unrolled steps would take minutes to compile
         agent.network.compile()
 
@@ -386,11 +387,11 @@ def main(args: Args) -> Agent:
             folder = run.dir / f"videos-{int(time.time())}"
             envs = gym.wrappers.vector.RecordVideo(envs, str(folder), record_first_only=True)
         batch_size = args.num_envs * args.num_steps
-        start = run.global_step  # 0, or where the run goes on
+        start = run.global_step  # 0, or where the run resumes
         end = start + (args.total_timesteps - start) // batch_size * batch_size
 
-        # One rollout. The images stay on the learner's device. Values and log-probabilities are kept
-        # as they come: at the end, they would take a second pass through the convolutions.
+        # One rollout. The images stay on the learner's device. Values and log-probabilities are
+        # kept from each step: at the end, they would be a second pass through the convolutions.
         shape = (args.num_steps, args.num_envs)
         obs_shape = envs.single_observation_space.shape
         obs = torch.zeros((*shape, *obs_shape), dtype=torch.uint8, device=device)
@@ -401,10 +402,10 @@ def main(args: Args) -> Agent:
         starts = torch.zeros(shape, device=device)
         to_tensor = partial(torch.as_tensor, device=device)
 
-        # Each environment has a seed of its own: of 31 bits, because simulators in C take no more.
+        # Each environment has a seed of its own, of 31 bits, as simulators in C take no more.
         sequence = np.random.SeedSequence([args.seed, start])
         *seeds, new_seed = (sequence.generate_state(args.num_envs + 1) % 2**31).tolist()
-        if start > 0:  # where a run goes on, nothing is drawn again
+        if start > 0:  # a resumed run must not repeat its random numbers
             set_seed(new_seed)
         next_obs, _ = envs.reset(seed=seeds)  # (num_envs, 1, 84, 84) uint8
         state = agent.initial_state(args.num_envs)
@@ -436,12 +437,13 @@ def main(args: Args) -> Agent:
                     next_start = to_tensor(dones[step])
                     run.end_step(infos)
 
+                    # A time limit ends an episode like any other end, as in the official code,
+                    # or with the flag, its final observation is worth what would have followed.
                     cut = truncated & ~terminated
                     if args.bootstrap_truncated and cut.any():
-                        # A time limit: what would have followed is worth V(final_obs).
                         final_obs = torch.stack([to_tensor(x) for x in infos["final_obs"][cut]])
-                        going_on = torch.zeros(len(final_obs), device=device)
-                        _, final_value, _ = agent(final_obs, state[cut], going_on)
+                        no_start = torch.zeros(len(final_obs), device=device)
+                        _, final_value, _ = agent(final_obs, state[cut], no_start)
                         rewards[step, cut] += args.gamma * final_value.cpu().numpy()
 
                 _, next_value, _ = agent(to_tensor(next_obs), state, next_start)
@@ -477,7 +479,7 @@ def main(args: Args) -> Agent:
                     optimizer.step()
                     stats.append(mb_stats | {"grad_norm": norm})
                 if args.target_kl is not None:
-                    # Aux 3: stop when this epoch has moved the policy too far
+                    # Aux 3: stop when the policy was too far from the one that acted, in this epoch
                     kls = [mb_stats["approx_kl"] for mb_stats in stats[-args.num_minibatches :]]
                     if torch.stack(kls).mean() > args.target_kl:
                         break
@@ -542,12 +544,12 @@ def save_checkpoint(run_dir: Path, checkpoint: dict) -> None:
 
 
 def saved_args(run_dir: Path) -> Args:
-    """Return the arguments of a run: main(replace(saved_args(run_dir), ...)) goes on with it."""
+    """Return the arguments of a run: main(replace(saved_args(run_dir), ...)) resumes it."""
     return Args(**load_checkpoint(run_dir)["args"], run_dir=run_dir)
 
 
 def parse_args() -> Args:
-    """Read the command line. Where a run goes on, arguments not given are those of its checkpoint."""
+    """Read the command line. A run that resumes keeps its arguments, but for those given."""
     args = tyro.cli(Args, description=__doc__)
     if args.run_dir is None or not (args.run_dir / "checkpoint.pt").exists():
         return args
@@ -636,10 +638,11 @@ class Run:
             result = f"{self.global_step:,} steps, {self.mean_return()}"
             print(f"{result}. The curves: tensorboard --logdir {self.dir}")
         elif (self.dir / "checkpoint.pt").exists():
-            print(f"to go on, add --run-dir {self.dir} to the command", file=sys.stderr)
+            print(f"to resume, add --run-dir {self.dir} to the command", file=sys.stderr)
 
     def end_step(self, infos: dict) -> None:
         """Count a step of every environment; log episodes that RecordEpisodeStatistics reports."""
+        # An Atari game can end in the no-op or FIRE of a reset: then it is in infos itself.
         for info in (infos, infos.get("final_info", {})):
             if "episode" in info:
                 for i in np.flatnonzero(info["_episode"]):
