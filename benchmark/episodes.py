@@ -1,4 +1,4 @@
-"""The finished episodes of a run as a table: read from its TensorBoard log, kept as compressed CSV."""
+"""The finished episodes of a run as a table: read from its TensorBoard log, kept as CSV."""
 
 from pathlib import Path
 

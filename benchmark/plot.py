@@ -10,11 +10,11 @@ setting and seed in one folder, the newest counts.
 A curve: the run is cut into 100 windows of equal length in steps (fewer where they would hold less
 than ten episodes). Returns are averaged in each window and for each seed; then come the mean over
 the seeds that got there and its 95 % interval, by rliable's stratified bootstrap. The table has the
-mean over the seeds of the last 100 episodes, with the same kind of interval. With three or five seeds
-such an interval is too narrow more often than one time in twenty; one seed has none.
+mean over the seeds of the last 100 episodes, with such an interval. With three or five seeds
+it is too narrow more often than one time in twenty; one seed has none.
 
-Dashed and dotted lines are published results (sources in benchmark/published.json): curves, or where
-there are none, the final return.
+Dashed and dotted lines are published results (sources in benchmark/published.json): curves, or
+where there are none, the final return.
 """
 
 import json

@@ -76,7 +76,7 @@ def table() -> str:
 
 
 def milestones() -> str:
-    """Return a table for each Atari game: the mean of the last 100 games after each million steps."""
+    """Return a table for each Atari game: the last 100 games' mean after each million steps."""
     text = ""
     for environment, settings in plot.group(read("atari/*.csv.gz")).items():
         for setting, runs in settings.items():

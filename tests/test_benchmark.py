@@ -1,4 +1,4 @@
-"""Plans, searches and timings: nothing is trained twice or lost, and numbers are those of the logs."""
+"""Plans, searches and timings: nothing is trained twice or lost, and numbers are the logs'."""
 
 import json
 import os

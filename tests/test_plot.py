@@ -1,4 +1,4 @@
-"""benchmark/plot.py and tables.py: curves and tables with known answers, beside what was published."""
+"""benchmark/plot.py and tables.py: curves and tables with known answers, and what was published."""
 
 import csv
 import gzip
