@@ -53,6 +53,7 @@ def import_script(path: Path) -> ModuleType:
     script = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = script  # where dataclasses look for it
     spec.loader.exec_module(script)
+    script.UsageError = UsageError  # a copied script has a class of its own, of the same name
     return script
 
 
@@ -116,6 +117,8 @@ def save_film(frames: list[np.ndarray], path: Path, metadata: dict) -> None:
 
 def main(args: Args) -> dict:
     """Evaluate, and return what `--json` prints."""
+    if args.episodes < 1:
+        raise UsageError(f"--episodes {args.episodes}: must be at least 1")
     run_dir = args.run.parent if args.run.name == "checkpoint.pt" else args.run
     checkpoint = load_checkpoint(run_dir)
     env_id = checkpoint["args"]["env_id"]

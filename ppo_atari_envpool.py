@@ -255,11 +255,12 @@ def compute_gae(
     the last step. Returns advantages and value targets, both (num_steps, num_envs).
     """
     next_values = torch.cat([values[1:], next_value[None]])
-    deltas = rewards + gamma * (1 - dones) * next_values - values
+    continues = 1 - dones  # 0 where nothing follows
+    deltas = rewards + gamma * continues * next_values - values
     advantages = torch.zeros_like(rewards)
     advantage = torch.zeros_like(next_value)  # next_value stands for all that follows
     for t in reversed(range(len(rewards))):
-        advantage = deltas[t] + gamma * gae_lambda * (1 - dones[t]) * advantage
+        advantage = deltas[t] + gamma * gae_lambda * continues[t] * advantage
         advantages[t] = advantage
     return advantages, advantages + values
 
@@ -304,14 +305,15 @@ def ppo_loss(
 class Adam(optim.Adam):
     """Core 3: epsilon is 1e-5, as TensorFlow's Adam applies it.
 
-    TensorFlow adds epsilon to sqrt(v), PyTorch to sqrt(v / (1 - beta2^t)), with beta2 = 0.999.
-    Dividing epsilon by sqrt(1 - beta2^t) gives PyTorch the same step.
+    TensorFlow adds epsilon to sqrt(v), PyTorch to sqrt(v / (1 - beta2^t)). Dividing epsilon by
+    sqrt(1 - beta2^t) gives PyTorch the same step.
     """
 
     def step(self, closure=None):
         for group in self.param_groups:
             group["steps"] = group.get("steps", 0) + 1
-            group["eps"] = 1e-5 / (1 - 0.999 ** group["steps"]) ** 0.5
+            beta2 = group["betas"][1]
+            group["eps"] = 1e-5 / (1 - beta2 ** group["steps"]) ** 0.5
         return super().step(closure)
 
 
@@ -335,7 +337,7 @@ def main(args: Args) -> Agent:
 
     envs = make_envs(args)
     agent = Agent(envs).to(device)
-    optimizer = Adam(agent.parameters(), fused=True)  # its learning rate is set below
+    optimizer = Adam(agent.parameters(), lr=args.learning_rate, fused=True)
     loss_fn = torch.compile(ppo_loss) if args.compile else ppo_loss
 
     # Log, checkpoints and progress: see below
@@ -473,17 +475,22 @@ def check_args(args: Args) -> None:
 
 def load_checkpoint(run_dir: Path) -> dict:
     """Read the checkpoint of a run. No code in it is run; a damaged one is an error."""
-    path = run_dir / "checkpoint.pt"
+    path = Path(run_dir, "checkpoint.pt")
     if zipfile.ZipFile(path).testzip():  # torch.load does not compare checksums
         raise zipfile.BadZipFile(f"{path} is damaged")
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def save_checkpoint(run_dir: Path, checkpoint: dict) -> None:
+def save_checkpoint(run_dir: Path, args: Args, global_step: int, parts: dict) -> None:
     """Write a new checkpoint, then rename it over the old one: a whole one is always there."""
+    checkpoint = {name: part.state_dict() for name, part in parts.items()}
+    checkpoint["args"] = asdict(args)
+    del checkpoint["args"]["run_dir"]  # the folder may be moved
+    checkpoint["script"] = Path(__file__).stem  # for evaluate.py
+    checkpoint["global_step"] = global_step
     path = run_dir / f"checkpoint.{os.getpid()}.tmp"
     torch.save(checkpoint, path)
-    torch.load(path, weights_only=True)  # raises now what a resumed run could not load
+    torch.load(path, map_location="cpu", weights_only=True)  # raises now, not on the resume
     path.replace(run_dir / "checkpoint.pt")
 
 
@@ -532,7 +539,7 @@ class Run:
         self.returns = deque(maxlen=100)  # of the last finished episodes
         self.stop_signal = 0  # the number of the signal that came, if one did
         self.handlers = {}
-        self.dir = args.run_dir or new_run_dir(args)
+        self.dir = Path(args.run_dir or new_run_dir(args))
         if (self.dir / "checkpoint.pt").exists():
             checkpoint = load_checkpoint(self.dir)
             self.global_step = checkpoint["global_step"]
@@ -552,7 +559,8 @@ class Run:
         if self.args.track:
             import wandb
 
-            wandb.init(id=self.dir.name, resume="allow", config=config, sync_tensorboard=True)
+            name = re.sub(r"[^\w-]+", "-", str(self.dir))
+            wandb.init(id=name, name=name, resume="allow", config=config, sync_tensorboard=True)
         # purge_step: a resumed run logs again what came after its last checkpoint.
         self.writer = SummaryWriter(self.dir, purge_step=self.global_step + 1)
         lines = [f"    {name}: {value}" for name, value in config.items()]
@@ -577,7 +585,7 @@ class Run:
         self.bar.close()
         self.writer.close()
         if self.args.track:
-            sys.modules["wandb"].finish()
+            sys.modules["wandb"].finish(exit_code=int(error_type is not None))
         if error_type is None:
             result = f"{self.global_step:,} steps, {self.mean_return()}"
             print(f"{result}. The curves: tensorboard --logdir {self.dir}")
@@ -598,19 +606,20 @@ class Run:
 
     def end_update(self, lr: float, losses: dict[str, Tensor]) -> None:
         """Log, save if it is due, show the progress, and stop if a signal came."""
-        if not losses["grad_norm"].isfinite():  # a broken agent is never saved
+        losses = {f"losses/{name}": float(value) for name, value in losses.items()}
+        # A broken agent is never saved. (Explained variance is NaN where all returns are equal.)
+        if not np.isfinite([losses[tag] for tag in losses if "explained" not in tag]).all():
             raise FloatingPointError(f"after {self.global_step} steps: {losses}")
         now = time.perf_counter()
         sps = self.batch_size / (now - self.last_update)
         self.last_update = now
-        scalars = {f"losses/{name}": value.item() for name, value in losses.items()}
-        scalars |= {"charts/learning_rate": lr, "charts/SPS": sps}
-        for tag, value in scalars.items():
+        for tag, value in (losses | {"charts/learning_rate": lr, "charts/SPS": sps}).items():
             self.writer.add_scalar(tag, value, self.global_step)
         over = self.global_step + self.batch_size > self.args.total_timesteps
         due = self.global_step // self.batch_size % self.args.save_every == 0
         if over or due or self.stop_signal:
-            self.save()
+            self.writer.flush()
+            save_checkpoint(self.dir, self.args, self.global_step, self.parts)
         self.bar.set_postfix_str(self.mean_return(), refresh=False)
         self.bar.update(self.batch_size)
         if self.bar.disable and now - self.last_line >= 30:  # seconds
@@ -619,15 +628,6 @@ class Run:
             print(status, file=sys.stderr)
         if self.stop_signal:
             raise SystemExit(128 + self.stop_signal)
-
-    def save(self) -> None:
-        checkpoint = {name: part.state_dict() for name, part in self.parts.items()}
-        checkpoint["args"] = asdict(self.args)
-        del checkpoint["args"]["run_dir"]  # the folder may be moved
-        checkpoint["script"] = Path(__file__).stem  # for evaluate.py
-        checkpoint["global_step"] = self.global_step
-        self.writer.flush()
-        save_checkpoint(self.dir, checkpoint)
 
     def mean_return(self) -> str:
         mean = f"{np.mean(self.returns):.1f}" if self.returns else "unknown yet"
