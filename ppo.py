@@ -506,7 +506,8 @@ class Run:
                 part.load_state_dict(checkpoint[name])
                 if isinstance(part, optim.Optimizer):
                     for parameter, state in part.state.items():  # fused Adam reads any shape
-                        if state.get("exp_avg", parameter).shape != parameter.shape:
+                        moments = [state[key] for key in state if key.startswith("exp_avg")]
+                        if any(moment.shape != parameter.shape for moment in moments):
                             raise ValueError(f"the checkpoint's {name} does not fit the agent")
 
     def __enter__(self) -> "Run":

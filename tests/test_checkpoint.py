@@ -112,7 +112,7 @@ def test_parts_of_every_kind_come_back_and_learn_on_as_if_nothing_had_happened()
     for seed in range(3):
         learn(parts, seed)
     with ppo.Run(args, **parts) as run:
-        run.save()
+        ppo.save_checkpoint(run.dir, args, run.global_step, parts)
     ppo.Run(args, **restored)
     for seed in (3, 4):
         learn(parts, seed)
@@ -170,13 +170,13 @@ def test_two_resumes_of_one_checkpoint_end_bit_identical_and_draw_nothing_twice(
 
 def test_a_checkpoint_is_written_every_save_every_updates_and_at_the_end(monkeypatch):
     saved = []
-    save = ppo.Run.save
+    save = ppo.save_checkpoint
 
-    def spy(self):
-        save(self)
-        saved.append(ppo.load_checkpoint(self.dir)["global_step"])
+    def spy(run_dir, *what):
+        save(run_dir, *what)
+        saved.append(ppo.load_checkpoint(run_dir)["global_step"])
 
-    monkeypatch.setattr(ppo.Run, "save", spy)
+    monkeypatch.setattr(ppo, "save_checkpoint", spy)
     train(total_timesteps=7 * 32 + 5, save_every=3)
     assert saved == [3 * 32, 6 * 32, 7 * 32]
 
@@ -371,10 +371,9 @@ def test_what_could_not_be_loaded_again_is_noticed_when_it_is_written():
     agent = train()
     run = run_folder()
     before = (run / "checkpoint.pt").read_bytes()
-    with ppo.Run(ppo.saved_args(run), agent=agent) as new:
-        new.parts["normalizer"] = Statistics()
-        with pytest.raises(pickle.UnpicklingError):
-            new.save()
+    parts = {"agent": agent, "normalizer": Statistics()}
+    with pytest.raises(pickle.UnpicklingError):
+        ppo.save_checkpoint(run, ppo.saved_args(run), 64, parts)
     assert (run / "checkpoint.pt").read_bytes() == before
 
 
