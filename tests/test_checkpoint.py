@@ -203,7 +203,7 @@ def test_the_curves_of_an_interrupted_run_are_those_of_one_that_was_not(monkeypa
         with pytest.raises(RuntimeError, match="crash"):
             train(total_timesteps=8 * 32, save_every=4)
     run = run_folder()
-    assert capsys.readouterr().err.endswith(f"to go on, add --run-dir {run} to the command\n")
+    assert capsys.readouterr().err.endswith(f"to resume, add --run-dir {run} to the command\n")
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     date_back_the_log(run)
     ppo.main(command_line(monkeypatch, "--run-dir", run))
@@ -319,7 +319,7 @@ def test_the_first_signal_saves_after_the_update_and_the_second_acts_at_once(
     assert end.value.code == 128 + number
     assert handlers == [mine, mine, mine]
     assert ppo.load_checkpoint(run_folder())["global_step"] == 64
-    assert f"to go on, add --run-dir {run_folder()}" in capsys.readouterr().err
+    assert f"to resume, add --run-dir {run_folder()}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("factor", [float("nan"), float("inf")])

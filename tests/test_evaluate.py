@@ -288,7 +288,7 @@ def test_a_copied_edited_script_trains_stops_goes_on_and_is_evaluated():
     assert training.returncode == 130, err
     (run,) = Path("runs").iterdir()
     assert run.name.startswith("CartPole-v1__my_ppo__1__")
-    hint = f"to go on, add --run-dir {run} to the command"
+    hint = f"to resume, add --run-dir {run} to the command"
     assert err.splitlines()[-1] == hint
     assert "Traceback" not in err
 
