@@ -163,5 +163,5 @@ if __name__ == "__main__":
     try:
         main(tyro.cli(Args, description=__doc__))
     except (UsageError, gym.error.Error) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)

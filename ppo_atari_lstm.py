@@ -583,8 +583,7 @@ def new_run_dir(args: Args) -> Path:
 class Run:
     """One training run: its folder with log and checkpoint, its progress, its orderly end.
 
-    `parts`, whatever has a state_dict, go into every checkpoint, and come back from the one that is
-    in the run folder.
+    `parts`, whatever has a state_dict, go into every checkpoint, and come back on a resume.
     """
 
     def __init__(self, args: Args, **parts):
@@ -616,8 +615,10 @@ class Run:
         if self.args.track:
             import wandb
 
-            name = re.sub(r"[^\w-]+", "-", str(self.dir))
-            wandb.init(id=name, name=name, resume="allow", config=config, sync_tensorboard=True)
+            run_id = re.sub(r"[^\w-]+", "-", str(self.dir))
+            wandb.init(
+                id=run_id, name=self.dir.name, resume="allow", config=config, sync_tensorboard=True
+            )
         # purge_step: a resumed run logs again what came after its last checkpoint.
         self.writer = SummaryWriter(self.dir, purge_step=self.global_step + 1)
         lines = [f"    {name}: {value}" for name, value in config.items()]
@@ -695,5 +696,5 @@ if __name__ == "__main__":
     try:
         main(parse_args())
     except (UsageError, gym.error.Error) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)

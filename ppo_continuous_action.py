@@ -86,7 +86,8 @@ class Args:
 
 
 def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
-    env = gym.make(env_id, render_mode=render_mode)
+    # An environment of your own may know no render_mode.
+    env = gym.make(env_id, render_mode=render_mode) if render_mode else gym.make(env_id)
     space = env.action_space
     if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
         raise UsageError(
@@ -571,8 +572,7 @@ def new_run_dir(args: Args) -> Path:
 class Run:
     """One training run: its folder with log and checkpoint, its progress, its orderly end.
 
-    `parts`, whatever has a state_dict, go into every checkpoint, and come back from the one that is
-    in the run folder.
+    `parts`, whatever has a state_dict, go into every checkpoint, and come back on a resume.
     """
 
     def __init__(self, args: Args, **parts):
@@ -604,8 +604,10 @@ class Run:
         if self.args.track:
             import wandb
 
-            name = re.sub(r"[^\w-]+", "-", str(self.dir))
-            wandb.init(id=name, name=name, resume="allow", config=config, sync_tensorboard=True)
+            run_id = re.sub(r"[^\w-]+", "-", str(self.dir))
+            wandb.init(
+                id=run_id, name=self.dir.name, resume="allow", config=config, sync_tensorboard=True
+            )
         # purge_step: a resumed run logs again what came after its last checkpoint.
         self.writer = SummaryWriter(self.dir, purge_step=self.global_step + 1)
         lines = [f"    {name}: {value}" for name, value in config.items()]
@@ -683,5 +685,5 @@ if __name__ == "__main__":
     try:
         main(parse_args())
     except (UsageError, gym.error.Error) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)

@@ -311,7 +311,7 @@ def test_track_logs_every_episode_and_each_run_in_one_process_to_a_run_of_its_ow
             items = record.history.item
             rows.append({item.key or "/".join(item.nested_key): item.value_json for item in items})
         seeds.append(config["seed"])
-        assert Path("runs", name).is_dir()
+        assert Path("runs", name.removeprefix("runs-")).is_dir()
         # 256 steps of four environments, whose episodes all end together
         returns = [row["charts/episodic_return"] for row in rows if "charts/episodic_return" in row]
         assert [float(value) for value in returns] == [50.0] * 5 * 4
