@@ -57,9 +57,11 @@ def read(pattern: str) -> list[plot.Run]:
 
 
 def command_of(run: plot.Run) -> str:
-    """Return the command without its seed, and where the run was stopped."""
+    """Return the command without its seed, a note on its code, and where the run was stopped."""
     entry = json.loads(Path(str(run.path).removesuffix(".csv.gz") + ".json").read_text())
     command = f"`{re.sub(r' --seed [0-9]+', '', entry['command'])}`"
+    if "note" in entry:
+        command += f" ({entry['note']})"
     return f"{command}, stopped at {entry['stop_at']:,}" if "stop_at" in entry else command
 
 
