@@ -48,8 +48,8 @@ VERSIONS = {
     "Args.capture_video": 2,  # MuJoCo needs MUJOCO_GL
     "Args.device": 2,  # a GPU is slower for small networks
     "Args.compile": 2,  # of the recurrent agent the convolutions alone
-    "make_env": 4,
-    "make_envs": 5,
+    "make_env": 5,
+    "make_envs": 4,
     "Agent.__init__": 5,
     "Agent.forward": 5,
     "Batch": 5,

@@ -4,7 +4,7 @@
     python tests/long/mutants.py --only "ppo_atari: Atari 3"
 
 A mutant is a script with one text replaced, so that a detail of PPO is missing or bent. In a copy of the repository
-the replacement is made, a file of tests that should notice is run, and the replacement undone. Prints a line per mutant,
+the replacement is made, a file of tests that should notice is run, and the replacement undone. Prints a line for each,
 and at the end how many survived; exits with 1 if one did. A test that hangs has noticed. Takes hours on one core.
 """
 
@@ -63,9 +63,9 @@ OBSERVE = 'self.count("obs", obs.astype(np.float64))'
 # Test file, scripts, and what is broken in each of them: detail, text, replacement
 CHANGES = [
     ("test_gae.py", ALL, [
-        ("Core 5: the chain goes on past an end", "gae_lambda * (1 - dones[t]) * advantage", "gae_lambda * advantage"),
-        ("Core 5: values past an end", "gamma * (1 - dones) * next_values", "gamma * next_values"),
-        ("Core 5: flags of the step before", "(1 - dones) * next_values", "(1 - dones.roll(1, 0)) * next_values"),
+        ("Core 5: the chain goes on past an end", "gae_lambda * continues[t] * advantage", "gae_lambda * advantage"),
+        ("Core 5: values past an end", "gamma * continues * next_values", "gamma * next_values"),
+        ("Core 5: flags of the step before", "continues = 1 - dones ", "continues = 1 - dones.roll(1, 0) "),
         ("Core 5: nothing after the last step", "values[1:], next_value[None]]", "values[1:], 0 * next_value[None]]"),
         ("Core 5: targets of the next step", "advantages, advantages + values", "advantages, advantages + next_values"),
         ("the chain goes on past a time limit", "dones[step] = terminated | truncated", "dones[step] = terminated"),
@@ -117,8 +117,8 @@ CHANGES = [
         ("a rollout that forgets", "initial_state = state\n", "state = initial_state = 0 * state\n"),
     ]),
     ("test_learner.py", ALL, [
-        ("Core 3: PyTorch's epsilon", '1e-5 / (1 - 0.999 ** group["steps"]) ** 0.5', "1e-5"),
-        ("Core 3: epsilon 1e-8", "1e-5 / (1 - 0.999", "1e-8 / (1 - 0.999"),
+        ("Core 3: PyTorch's epsilon", '1e-5 / (1 - beta2 ** group["steps"]) ** 0.5', "1e-5"),
+        ("Core 3: epsilon 1e-8", "1e-5 / (1 - beta2", "1e-8 / (1 - beta2"),
         ("Core 3: steps of the first group alone", "for group in self.param_groups:",
          "for group in self.param_groups[:1]:"),
         ("Core 4: annealed from the first update on", "remaining = 1 - global_step",
@@ -139,7 +139,8 @@ CHANGES = [
         ("Core 6: one order for all epochs", RANDPERM,
          "torch.randperm(batch_size, generator=torch.Generator().manual_seed(global_step))"),
         ("Core 6: rows drawn with replacement", RANDPERM, "torch.randint(batch_size, (batch_size,))"),
-        ("the last value is of the last row", "next_value = agent(to_tensor(next_obs)", "next_value = agent(to_tensor(obs[-1])"),
+        ("the last value is of the last row", "next_value = agent(to_tensor(next_obs)",
+         "next_value = agent(to_tensor(obs[-1])"),
     ]),
     ("test_learner.py", VECTORS, [
         ("Core 13: one body for policy and value", "actor_body if shared_network else", "actor_body or"),
