@@ -31,7 +31,7 @@ import time
 import zipfile
 from collections import deque
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -177,10 +177,7 @@ class Categorical:
 
     def __init__(self, logits: Tensor):
         self.logits = logits
-
-    @cached_property
-    def logprobs(self) -> Tensor:
-        return self.logits.log_softmax(dim=-1)
+        self.logprobs = logits.log_softmax(dim=-1)
 
     def sample(self) -> Tensor:
         # Logits plus independent Gumbel noise: the largest is a draw from their softmax. This is

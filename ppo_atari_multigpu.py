@@ -39,7 +39,7 @@ import zipfile
 from collections import deque
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -181,10 +181,7 @@ class Categorical:
 
     def __init__(self, logits: Tensor):
         self.logits = logits
-
-    @cached_property
-    def logprobs(self) -> Tensor:
-        return self.logits.log_softmax(dim=-1)
+        self.logprobs = logits.log_softmax(dim=-1)
 
     def sample(self) -> Tensor:
         # Logits plus independent Gumbel noise: the largest is a draw from their softmax. This is
