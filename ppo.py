@@ -323,6 +323,9 @@ def main(args: Args) -> Agent:
             remaining = 1 - global_step / end
             lr = args.learning_rate * remaining if args.anneal_lr else args.learning_rate
             clip_coef = args.clip_coef * remaining if args.anneal_clip_coef else args.clip_coef
+            if args.compile and args.anneal_clip_coef:
+                # A compiled function does not notice that a float has changed (PyTorch 2.13).
+                clip_coef = torch.tensor(clip_coef, device=device)
             for group in optimizer.param_groups:
                 group["lr"] = lr
 

@@ -1,106 +1,75 @@
 """`--compile` changes nothing but the speed, and does not compile again and again."""
 
 import importlib
-import os
-import shutil
-from pathlib import Path
+from types import SimpleNamespace
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
-from conftest import SCRIPTS, TINY
+from conftest import SCRIPTS
 from torch._dynamo.utils import counters
 
+COMPILED_LOSS = [name for name in SCRIPTS if name != "ppo_atari_lstm"]
 compile_with = torch.compile
 
 
-def train(script: str, monkeypatch, backend: str, **changes) -> dict[str, torch.Tensor]:
-    """Train with tiny arguments; return the weights. The backend "aot_eager" traces all, but writes no C++ code."""
+@pytest.fixture(autouse=True)
+def fresh_compiler():
     torch._dynamo.reset()
     counters.clear()
-    monkeypatch.setattr(
-        torch, "compile", lambda *args, **kwargs: compile_with(*args, backend=backend, **kwargs)
+    yield
+    torch._dynamo.reset()
+
+
+def agent_and_rows(name: str):
+    """Return a new agent of the script, and sixteen random rows for it to learn from."""
+    script = importlib.import_module(name)
+    images = "atari" in name
+    obs_space = (
+        gym.spaces.Box(0, 255, (4, 84, 84), np.uint8) if images else gym.spaces.Box(-1, 1, (5,))
     )
-    module = importlib.import_module(script)
-    return module.main(module.Args(**TINY[script] | {"device": "cpu"} | changes)).state_dict()
-
-
-@pytest.mark.parametrize(
-    ("script", "backend"),
-    [("ppo", "inductor"), *((script, "aot_eager") for script in SCRIPTS if script != "ppo")],
-)
-def test_compiled_training_ends_with_the_same_weights(script, backend, monkeypatch):
-    plain = train(script, monkeypatch, backend)
-    assert not counters["frames"]
-    compiled = train(script, monkeypatch, backend, compile=True)
-    assert counters["frames"]["ok"] == counters["frames"]["total"] > 0
-    assert not counters["graph_break"]
-    for name, weights in plain.items():
-        torch.testing.assert_close(compiled[name], weights, rtol=1e-3, atol=1e-5)
-
-
-def test_compiled_processes_average_outside_of_the_graph(monkeypatch):
-    """The only break in ppo_atari_multigpu.py is the message to the other processes."""
-    plain = train("ppo_atari_multigpu", monkeypatch, "aot_eager")
-    compiled = train("ppo_atari_multigpu", monkeypatch, "aot_eager", compile=True)
-    assert len(counters["graph_break"]) == 1
-    for name, weights in plain.items():
-        torch.testing.assert_close(compiled[name], weights, rtol=1e-3, atol=1e-5)
-
-
-def count_graphs(script: str, monkeypatch, backend: str, **changes) -> list[int]:
-    """Train with --compile; return the number of graphs there are after each update."""
-    module, graphs = importlib.import_module(script), []
-    end_update = module.Run.end_update
-
-    def counting(*args):
-        graphs.append(counters["stats"]["unique_graphs"])
-        end_update(*args)
-
-    monkeypatch.setattr(module.Run, "end_update", counting)
-    train(script, monkeypatch, backend, compile=True, **changes)
-    return graphs
-
-
-@pytest.mark.parametrize("script", ["ppo_atari_envpool", "ppo_atari_multigpu", "ppo_multidiscrete"])
-def test_later_updates_use_the_graphs_of_the_first_ones(script, monkeypatch):
-    sizes = {
-        "num_envs": 4,
-        "num_steps": 32,
-        "update_epochs": 1,
-        "num_minibatches": 2,
-        "total_timesteps": 8 * 128,
+    action_spaces = {
+        "ppo_continuous_action": gym.spaces.Box(-1, 1, (3,)),
+        "ppo_multidiscrete": gym.spaces.MultiDiscrete([2, 4]),
     }
-    graphs = count_graphs(script, monkeypatch, "aot_eager", **sizes)
-    assert len(graphs) == 8
-    assert 1 <= graphs[-1] <= 3
-    assert graphs[3:] == [graphs[3]] * 5
+    action_space = action_spaces.get(name, gym.spaces.Discrete(6))
+    obs_space.seed(1)
+    action_space.seed(1)
+    torch.manual_seed(1)
+    agent = script.Agent(
+        SimpleNamespace(single_observation_space=obs_space, single_action_space=action_space)
+    )
+    fields = {field: torch.randn(16) for field in ("values", "advantages", "returns")}
+    if name == "ppo_multidiscrete":
+        fields["masks"] = torch.ones(16, 6, dtype=torch.bool)
+        fields["masks"][::2, 3] = False
+    return agent, script.Batch(
+        obs=torch.as_tensor(np.stack([obs_space.sample() for _ in range(16)])),
+        actions=torch.as_tensor(np.stack([action_space.sample() for _ in range(16)])),
+        logprobs=-1 - torch.rand(16),
+        **fields,
+    )
 
 
-def test_annealed_clip_coef_does_not_need_a_graph_for_each_of_its_values(monkeypatch):
-    """Inductor makes a changing number an input of the graph; "aot_eager" would not."""
-    sizes = {
-        "num_envs": 2,
-        "num_steps": 16,
-        "update_epochs": 1,
-        "num_minibatches": 2,
-        "total_timesteps": 8 * 32,
-    }
-    graphs = count_graphs("ppo", monkeypatch, "inductor", anneal_clip_coef=True, **sizes)
-    assert len(graphs) == 8
-    assert 1 <= graphs[-1] <= 3
-    assert graphs[3:] == [graphs[3]] * 5
+def gradients_of(loss_fn, agent, rows, clip_coef: float, args) -> dict[str, torch.Tensor]:
+    agent.zero_grad()
+    loss, stats = loss_fn(agent, rows, clip_coef, args)
+    loss.backward()
+    gradients = {name: x.grad.clone() for name, x in agent.named_parameters()}
+    return gradients | stats | {"loss": loss.detach()}
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_no_compiler_is_one_line(script, monkeypatch, capsys):
-    monkeypatch.setattr(shutil, "which", lambda *args, **kwargs: None)
-    monkeypatch.delenv("CXX", raising=False)
-    assert "CXX" not in os.environ
-    module = importlib.import_module(script)
-    with pytest.raises(SystemExit) as end:
-        module.main(module.Args(**TINY[script], compile=True))
-    assert end.value.code == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert error.startswith("error: --compile needs a C++ compiler")
-    assert not list(Path.cwd().iterdir())
+@pytest.mark.parametrize("name", COMPILED_LOSS)
+def test_the_compiled_loss_has_the_gradients_of_the_eager_one(name):
+    """For each of ten clip ranges, as annealed, and without a graph for each of them."""
+    script = importlib.import_module(name)
+    agent, rows = agent_and_rows(name)
+    args = script.Args()
+    compiled = torch.compile(script.ppo_loss, fullgraph=True)
+    for clip_coef in np.linspace(0.3, 0.03, 10).tolist():
+        expected = gradients_of(script.ppo_loss, agent, rows, clip_coef, args)
+        got = gradients_of(compiled, agent, rows, torch.tensor(clip_coef), args)
+        for key, x in expected.items():
+            torch.testing.assert_close(got[key], x, rtol=1e-3, atol=1e-5, msg=key)
+    assert counters["stats"]["unique_graphs"] == 1
