@@ -30,14 +30,13 @@ def test_cartpole_is_learned_and_evaluates_as_it_trained():
 def test_pendulum_swings_up_and_needs_its_statistics():
     """A random policy gets about -1200, a good one about -200; without the statistics of its training it is lost.
 
-    Three seeds ended between -431 and -268. Their agents got -372 to -240, and -1130 to -635 without the statistics.
+    Five seeds ended between -327 and -204. Their agents got -240 to -156, and -1451 to -1149 without the statistics.
     """
     args = ppo_continuous_action.Args(
         env_id="Pendulum-v1",
         total_timesteps=60_000,
         num_envs=4,
         num_steps=256,
-        num_minibatches=8,
         gamma=0.9,
         learning_rate=1e-3,
         bootstrap_truncated=True,
@@ -46,10 +45,10 @@ def test_pendulum_swings_up_and_needs_its_statistics():
     ppo_continuous_action.main(args)
     returns = logged("charts/episodic_return")
     assert np.mean(returns[:20]) < -1000
-    assert np.mean(returns[-20:]) > -600
+    assert np.mean(returns[-20:]) > -400
     evaluation = evaluate.Args(RUN, episodes=10)
     own = evaluate.main(evaluation)["mean"]
-    assert own > -600
+    assert own > -400
     checkpoint = ppo_continuous_action.load_checkpoint(RUN)
     del checkpoint["normalizer"]
     agent, envs = evaluate.load_agent(ppo_continuous_action, checkpoint)
