@@ -6,6 +6,7 @@ EnvPool's own part is in test_envpool.py.
 import copy
 import importlib
 import inspect
+import itertools
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -28,13 +29,17 @@ FRAMES = {
 # Recording
 
 
-class Row(NamedTuple):
-    """What the agent saw and made of it in one step, of all environments."""
+class RandomPolicy(NamedTuple):
+    """Draws an action for each of `rows`, without asking a network, which takes longer than a game."""
 
-    obs: torch.Tensor
-    action: torch.Tensor
-    logprob: torch.Tensor
-    value: torch.Tensor
+    rows: int
+    actions: int
+
+    def sample(self):
+        return torch.randint(self.actions, (self.rows,))
+
+    def log_prob(self, action):
+        return torch.zeros(len(action))
 
 
 class Recording:
@@ -44,7 +49,7 @@ class Recording:
         self.envs = None
         self.first_obs = None
         self.steps = []  # (action, obs, reward, terminated, truncated, infos) of every step of the vector environment
-        self.rows = []  # a Row of every step
+        self.rows = []  # the observations that the agent acted on in every step
         self.lstm_states = []  # after every step
         self.gae = []  # the arguments and the results of every call of compute_gae, by name
         self.agents = []  # the agent at the time of each of these calls
@@ -60,14 +65,16 @@ def record(module, monkeypatch, learn=True, force_action=None, at_random=False):
     compute_gae = module.compute_gae
     ppo_loss = module.ppo_loss
 
-    def recorded_make_envs(*args):
-        seen.envs = make_envs(*args)
+    def recorded_make_envs(*args, **kwargs):
+        seen.envs = make_envs(*args, **kwargs)
         step = seen.envs.step
         reset = seen.envs.reset
 
         def recorded_step(action):
             if force_action is not None:
                 action = np.full_like(action, force_action)
+            seen.rows.append(seen.agent.last[0].clone())
+            seen.lstm_states += [state.clone() for state in seen.agent.last[1:]]
             result = step(action)
             seen.steps.append(copy.deepcopy((action, *result)))
             return result
@@ -86,22 +93,13 @@ def record(module, monkeypatch, learn=True, force_action=None, at_random=False):
             super().__init__(*args)
             seen.agent = self
 
-        def get_action_and_value(self, x, *more):
-            if at_random:  # without asking the network, which takes longer than the game
-                return (
-                    torch.randint(seen.envs.single_action_space.n, (len(x),)),
-                    *torch.zeros((3, len(x))),
-                    *more[:1],
-                )
-            result = super().get_action_and_value(x, *more)
-            if not torch.is_grad_enabled():  # the rollout, and not the loss
-                num_envs = seen.envs.num_envs
-                seen.lstm_states += [state.clone() for state in result[4:]]
-                # One step, or all steps of a rollout, one after the other.
-                fields = [
-                    field.clone().split(num_envs) for field in (x, result[0], result[1], result[3])
-                ]
-                seen.rows += map(Row, *fields)
+        def forward(self, x, *more):
+            if at_random:
+                actions = seen.envs.single_action_space.n
+                result = (RandomPolicy(len(x), actions), torch.zeros(len(x)), *more[:1])
+            else:
+                result = super().forward(x, *more)
+            self.last = (x.detach(), *result[2:])
             return result
 
     def recorded_gae(*args, **kwargs):
@@ -196,8 +194,11 @@ def expected_clock_rows(number, rows):
 def run_clock(name, monkeypatch, **changes):
     module = importlib.import_module(name)
     continuous = name == "ppo_continuous_action"
+    numbers = itertools.count()
     monkeypatch.setattr(
-        module, "make_env", lambda env_id, idx, *rest: Clock(idx, FRAMES.get(name, 0), continuous)
+        module,
+        "make_env",
+        lambda *_: Clock(next(numbers), FRAMES.get(name, 0), continuous),
     )
     if continuous:  # a normalisation that can be undone
         monkeypatch.setattr(module.VecNormalize, "normalize", lambda self, obs: obs / 2 + 1)
@@ -212,7 +213,7 @@ def run_clock(name, monkeypatch, **changes):
 @pytest.mark.parametrize("name", GYMNASIUM_SCRIPTS)
 def test_gymnasium_environments_reset_in_the_same_step(name):
     module = importlib.import_module(name)
-    envs = module.make_envs(module.Args(num_envs=1), Path("runs"))
+    envs = module.make_envs(module.Args(num_envs=1))
     assert envs.metadata["autoreset_mode"] == gym.vector.AutoresetMode.SAME_STEP
     envs.close()
 
@@ -226,18 +227,14 @@ def test_every_row_is_a_step_that_was_taken(name, monkeypatch):
     assert len(seen.rows) == len(rewards) == 48
     for number in range(2):
         course = expected_clock_rows(number, len(rewards))
-        for t, (episode, clock, _, _) in enumerate(course):
-            numbers = read_clock(name, seen.rows[t].obs[number])
+        for t, (episode, clock, terminated, truncated) in enumerate(course):
+            numbers = read_clock(name, seen.rows[t][number])
             assert numbers == pytest.approx([number, episode, clock, 1])
             action = seen.steps[t][0][number]
-            assert torch.equal(torch.as_tensor(action), seen.rows[t].action[number])
             assert rewards[t, number].item() == pytest.approx(
                 factor * clock_reward(number, episode, clock, action)
             )
-            assert dones[t, number] == (clock == 0 and episode > 0)
-        # The flag after a segment is that of the row with which the next segment begins.
-        for segment, call in enumerate(seen.gae[:-1]):
-            assert call["next_done"][number] == seen.gae[segment + 1]["dones"][0, number]
+            assert dones[t, number] == (terminated or truncated)
 
 
 def value_of(seen, name, t, number, obs):
@@ -245,17 +242,16 @@ def value_of(seen, name, t, number, obs):
     agent = seen.agents[t // 16]
     with torch.no_grad():
         if name != "ppo_atari_lstm":
-            return agent.get_value(obs[None]).item()
+            return agent(obs[None])[1].item()
         state = seen.lstm_states[t][number, None]
-        value = agent.get_value(obs[None], state, torch.zeros(1)).item()
+        value = agent(obs[None], state, torch.zeros(1))[1].item()
         # Another state would show.
         assert (
-            abs(agent.get_value(obs[None], torch.zeros_like(state), torch.zeros(1)).item() - value)
-            > 1e-4
+            abs(agent(obs[None], torch.zeros_like(state), torch.zeros(1))[1].item() - value) > 1e-4
         )
-        if t % 16 > 0 and seen.stacked("dones")[t, number] == 0:
+        if t % 16 > 0 and seen.stacked("dones")[t - 1, number] == 0:
             before = seen.lstm_states[t - 1][number, None]
-            assert abs(agent.get_value(obs[None], before, torch.zeros(1)).item() - value) > 1e-4
+            assert abs(agent(obs[None], before, torch.zeros(1))[1].item() - value) > 1e-4
         return value
 
 
@@ -265,7 +261,7 @@ def test_a_time_limit_is_an_end_unless_it_is_bootstrapped(name, bootstrap, monke
     seen = run_clock(name, monkeypatch, bootstrap_truncated=bootstrap, gamma=0.9)
     factor = 3 if name == "ppo_continuous_action" else 1
     rewards = seen.stacked("rewards")
-    dones = torch.cat([seen.stacked("dones"), seen.gae[-1]["next_done"][None]])
+    dones = seen.stacked("dones")
     bootstrapped = 0
     for number in range(2):
         clock_env = Clock(number, FRAMES.get(name, 0))
@@ -284,7 +280,7 @@ def test_a_time_limit_is_an_end_unless_it_is_bootstrapped(name, bootstrap, monke
                 bootstrapped += 1
                 assert abs(value) > 1e-3  # otherwise nothing could be told apart
             assert rewards[t, number].item() == pytest.approx(expected, abs=1e-5)
-            assert dones[t + 1, number] == (
+            assert dones[t, number] == (
                 terminated or truncated
             )  # the lambda-chain is cut in either case
     assert bootstrapped == (13 if bootstrap else 0)
@@ -482,8 +478,7 @@ def make_scripted(name, monkeypatch, **kwargs):
     )
     monkeypatch.setitem(gym.registry, spec.id, spec)
     module = importlib.import_module(name)
-    monkeypatch.setattr(module, "check_game", lambda env_id: None)
-    return module.make_env(spec.id, 0, False, Path("runs"))
+    return module.make_env(f"tests:{spec.id}")
 
 
 def has_wrapper(env, cls):
@@ -521,7 +516,7 @@ def test_fire_is_pressed_where_action_1_is_fire_and_there_are_three_actions(
 @pytest.mark.parametrize("name", FRAMES)
 def test_fire_is_pressed_in_the_games_that_know_it(name, game, fires):
     module = importlib.import_module(name)
-    env = module.make_env(f"{game}NoFrameskip-v4", 0, False, Path("runs"))
+    env = module.make_env(f"{game}NoFrameskip-v4")
     assert has_wrapper(env, module.FireResetEnv) == fires
 
 
@@ -619,7 +614,7 @@ def test_real_games_match_a_replay_by_hand(name, game, steps, monkeypatch):
 
     monkeypatch.setattr(ale_py.AtariEnv, "step", logged_step)
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
-    env = importlib.import_module(name).make_env(f"{game}NoFrameskip-v4", 0, False, Path("runs"))
+    env = importlib.import_module(name).make_env(f"{game}NoFrameskip-v4")
     obs, _ = env.reset(seed=3)
     fire = [1] * 4 + [2] * 4 if game != "Freeway" else []
     noops = len(raw_actions) - len(fire)
@@ -770,11 +765,11 @@ def test_every_environment_has_a_seed_of_its_own(name, monkeypatch):
 
 
 class Lever(gym.Env):
-    """Takes a matrix of actions with bounds of their own, and notes what it got."""
+    """Takes a vector of actions with bounds of their own, and notes what it got."""
 
     observation_space = gym.spaces.Box(-1, 1, (2,))
-    low = np.array([[-0.5, -1, -np.inf], [0.1, -0.2, -2]], dtype=np.float32)
-    high = np.array([[0.5, 0.3, np.inf], [1.5, 0, 2]], dtype=np.float32)
+    low = np.array([-0.5, -1, -np.inf, 0.1, -0.2, -2], dtype=np.float32)
+    high = np.array([0.5, 0.3, np.inf, 1.5, 0, 2], dtype=np.float32)
     action_space = gym.spaces.Box(low, high)
 
     def __init__(self, render_mode=None):
@@ -811,7 +806,7 @@ def test_continuous_actions_are_stored_unclipped_and_taken_clipped(monkeypatch):
         "update_epochs": 1,
     }
     module.main(module.Args(env_id="Lever-v0", **sizes))
-    sampled = torch.stack([row.action for row in seen.rows]).flatten(0, 1)  # (64, 6)
+    sampled = torch.as_tensor(np.concatenate([step[0] for step in seen.steps]))  # (64, 6)
     assert (sampled < torch.as_tensor(Lever.low).flatten()).any(dim=0).tolist() == [
         True,
         True,
@@ -820,7 +815,7 @@ def test_continuous_actions_are_stored_unclipped_and_taken_clipped(monkeypatch):
         True,
         True,
     ]
-    expected = sampled.view(64, 2, 3).clamp(torch.as_tensor(Lever.low), torch.as_tensor(Lever.high))
+    expected = sampled.clamp(torch.as_tensor(Lever.low), torch.as_tensor(Lever.high))
     assert torch.equal(torch.as_tensor(np.stack(Lever.taken)), expected)
     assert torch.equal(
         torch.as_tensor(np.stack([step[0] for step in seen.steps])).flatten(0, 1), sampled

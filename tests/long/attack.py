@@ -4,7 +4,7 @@
     python tests/long/attack.py --only "evaluate ppo: moment"
 
 What is promised: no crash by a signal, no hang, nothing silently wrong, nothing lost, no code from a checkpoint. An
-error may be any exception. Prints a line for each broken promise and a table; exits with 1 if there is any. Takes ten
+error may be any exception. Prints a line for each broken promise and a table; exits with 1 if there is any. Takes some
 minutes on one core. Each attempt runs in a fork of a process that has imported all scripts already.
 """
 
@@ -25,7 +25,7 @@ import traceback
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -256,7 +256,9 @@ def attack(script: str, args: Args, folder: Path) -> Iterator[tuple[str, str, st
         raise SystemExit(f"{script} does not train: {(work / 'output').read_text()}")
     good = (work / "run" / "checkpoint.pt").read_bytes()
     rng = random.Random(args.seed)
-    for name, content, may_go_on in damages(good, args.flips, rng):
+    for number, (name, content, may_go_on) in enumerate(damages(good, args.flips, rng)):
+        if script != "ppo" and number % 4 != len(script) % 4:
+            continue  # the code is the same
         for target, action in (("go on", lambda: go_on(script)), ("evaluate", play)):
             if args.only not in f"{target} {script}: {name}":
                 continue
@@ -303,8 +305,7 @@ def main(args: Args) -> int:
     tried, broken = Counter(), Counter()
     with tempfile.TemporaryDirectory(prefix="attack-") as name:
         for script in SCRIPTS:
-            chosen = args if script == "ppo" else replace(args, flips=args.flips // 4)
-            for target, attempted, fault in attack(script, chosen, Path(name)):
+            for target, attempted, fault in attack(script, args, Path(name)):
                 tried[target] += 1
                 broken[target] += fault is not None
                 if fault is not None:
