@@ -119,7 +119,11 @@ def test_the_loss_differs_only_in_what_the_agent_is_given(script):
 
 
 PARTS_OF_MAIN = {  # first and last text, and the scripts that have it otherwise
-    "schedules": ("        for global_step in range(start", "# Roll out the policy.", {"ppo_atari_lstm"}),
+    "schedules": (
+        "        for global_step in range(start",
+        "# Roll out the policy.",
+        {"ppo_atari_lstm"},
+    ),
     "advantages": ("advantages, returns = compute_gae(", "batch = Batch(", set()),
     "epochs": (
         "            stats = []\n",
