@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -74,8 +74,12 @@ def copied(x) -> np.ndarray:
     return np.asarray(x).copy()
 
 
+class Enough(Exception):
+    """Ends a game that goes on for longer than a test needs."""
+
+
 @contextmanager
-def recorded(module: ModuleType, seed: int):
+def recorded(module: ModuleType, seed: int, limit: int = 10_000):
     """Write down the steps of the environments that are made meanwhile, which begin with `seed` and frozen statistics.
 
     What the agent draws begins with `seed` too.
@@ -95,6 +99,8 @@ def recorded(module: ModuleType, seed: int):
             return obs, infos
 
         def step(actions):
+            if len(record.steps) == limit:
+                raise Enough
             obs, rewards, terminated, truncated, infos = real_step(actions)
             done = terminated[0] | truncated[0]
             record.steps.append((record.obs, copied(actions), copied(rewards), done))
@@ -106,7 +112,8 @@ def recorded(module: ModuleType, seed: int):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "make_envs", make_envs)
-        yield record
+        with suppress(Enough):
+            yield record
 
 
 # What the agent does
@@ -122,7 +129,7 @@ def test_evaluation_does_what_a_rollout_of_training_does(script):
     run = train(script, **one)
     decide(run, factor=1000.0 if script == "ppo_atari_lstm" else 100.0)
     before = (run / "checkpoint.pt").read_bytes()
-    with recorded(module, seed=5) as played:
+    with recorded(module, seed=5, limit=150) as played:
         play(run, episodes=1 if "atari" in script else 3)
     assert (run / "checkpoint.pt").read_bytes() == before
     args = replace(module.saved_args(run), num_steps=150, total_timesteps=64 + 150)
@@ -134,7 +141,7 @@ def test_evaluation_does_what_a_rollout_of_training_does(script):
     for mine, theirs in zip(played.steps, trained.steps, strict=False):
         for x, y in zip(mine, theirs, strict=True):
             assert np.array_equal(x, y)
-    compared = played.steps[:150]
+    compared = played.steps
     assert len(np.unique(np.concatenate([actions for _, actions, _, _ in compared]))) > 1
     if script not in ("ppo", "ppo_atari_envpool"):  # those episodes are longer
         assert any(done for _, _, _, done in compared[:-10])  # the next episode is compared, too
@@ -167,10 +174,10 @@ def test_deterministic_evaluation_takes_the_likeliest_action(script, monkeypatch
 
     spy.__signature__ = evaluate.inspect.signature(forward)
     monkeypatch.setattr(module.Agent, "forward", spy)
-    with recorded(module, seed=3) as played:
+    with recorded(module, seed=3, limit=100) as played:
         play(run, episodes=1, deterministic=True)
-    assert len(policies) == len(played.steps) > 0
-    for policy, (_, actions, _, _) in list(zip(policies, played.steps, strict=True))[:100]:
+    assert len(policies) >= len(played.steps) > 0
+    for policy, (_, actions, _, _) in zip(policies, played.steps, strict=False):
         assert np.array_equal(actions, likeliest(policy))
 
 
@@ -215,10 +222,7 @@ def test_atari_games_are_played_to_their_end_with_true_rewards(monkeypatch):
         return result
 
     monkeypatch.setattr(game, "step", spy)
-    returns, _ = evaluate.play(agent, envs, evaluate.Args(run, episodes=2, seed=3), run)
-    # A new game has its lives again.
-    games = sum(before < after for before, after in itertools.pairwise(lives))
-    assert games >= 1
+    returns, _ = evaluate.play(agent, envs, evaluate.Args(run, episodes=1, seed=3), run)
     assert sum(returns) == sum(rewards) > 0
     assert lives.count(0) >= 1
 
