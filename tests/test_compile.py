@@ -1,17 +1,15 @@
 """`--compile` changes nothing but the speed, and does not compile again and again."""
 
 import importlib
-from types import SimpleNamespace
+from functools import partial, partialmethod
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import SCRIPTS
+from conftest import ALL_SCRIPTS, SCRIPTS, TINY, spaces_of
 from torch._dynamo.utils import counters
 
 COMPILED_LOSS = [name for name in SCRIPTS if name != "ppo_atari_lstm"]
-compile_with = torch.compile
 
 
 @pytest.fixture(autouse=True)
@@ -25,21 +23,12 @@ def fresh_compiler():
 def agent_and_rows(name: str):
     """Return a new agent of the script, and sixteen random rows for it to learn from."""
     script = importlib.import_module(name)
-    images = "atari" in name
-    obs_space = (
-        gym.spaces.Box(0, 255, (4, 84, 84), np.uint8) if images else gym.spaces.Box(-1, 1, (5,))
-    )
-    action_spaces = {
-        "ppo_continuous_action": gym.spaces.Box(-1, 1, (3,)),
-        "ppo_multidiscrete": gym.spaces.MultiDiscrete([2, 4]),
-    }
-    action_space = action_spaces.get(name, gym.spaces.Discrete(6))
+    spaces = spaces_of(name)
+    obs_space, action_space = spaces.single_observation_space, spaces.single_action_space
     obs_space.seed(1)
     action_space.seed(1)
     torch.manual_seed(1)
-    agent = script.Agent(
-        SimpleNamespace(single_observation_space=obs_space, single_action_space=action_space)
-    )
+    agent = script.Agent(spaces)
     fields = {field: torch.randn(16) for field in ("values", "advantages", "returns")}
     if name == "ppo_multidiscrete":
         fields["masks"] = torch.ones(16, 6, dtype=torch.bool)
@@ -73,3 +62,31 @@ def test_the_compiled_loss_has_the_gradients_of_the_eager_one(name):
         for key, x in expected.items():
             torch.testing.assert_close(got[key], x, rtol=1e-3, atol=1e-5, msg=key)
     assert counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("name", ALL_SCRIPTS)
+def test_training_compiles_in_its_first_update_and_ends_with_the_same_weights(name, monkeypatch):
+    """The backend "aot_eager" traces everything, but writes no C++ code."""
+    script = importlib.import_module(name)
+    backend = {"backend": "aot_eager"}
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, **backend))
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, **backend)
+    )
+    graphs = []
+    end_update = script.Run.end_update
+
+    def counting(*args):
+        graphs.append(counters["stats"]["unique_graphs"])
+        end_update(*args)
+
+    monkeypatch.setattr(script.Run, "end_update", counting)
+    args = TINY[name] | {"num_minibatches": 2, "update_epochs": 2, "anneal_clip_coef": True}
+    plain, compiled = (
+        script.main(script.Args(**args, device="cpu", compile=flag)) for flag in (False, True)
+    )
+    assert graphs[:3] == [0, 0, 0]
+    assert graphs[3:] == [graphs[3]] * 3
+    assert graphs[3] > 0
+    for a, b in zip(plain.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
