@@ -98,7 +98,9 @@ class EnvPoolProcgen(gym.vector.VectorEnv):
 
     def __init__(self, args: Args, render_mode: str | None):
         if args.env_id not in envpool.list_all_envs():
-            raise UsageError(f"EnvPool has no game {args.env_id}: its names are like StarpilotEasy-v0")
+            raise UsageError(
+                f"EnvPool has no game {args.env_id}: its names are like StarpilotEasy-v0"
+            )
         spec = envpool.make_spec(args.env_id)
         self.args = args
         self.render_mode = render_mode

@@ -210,7 +210,7 @@ def run_clock(name, monkeypatch, **changes):
     return seen
 
 
-@pytest.mark.parametrize("name", GYMNASIUM_SCRIPTS)
+@pytest.mark.parametrize("name", [*GYMNASIUM_SCRIPTS, "ppo_multidiscrete"])
 def test_gymnasium_environments_reset_in_the_same_step(name):
     module = importlib.import_module(name)
     envs = module.make_envs(module.Args(num_envs=1))

@@ -295,73 +295,13 @@ def test_script_imports_nothing_from_this_repository(script):
     assert not imported_modules(script) & own
 
 
-# Labels
-
-KINDS = {"Core": 13, "Atari": 9, "Continuous": 9, "LSTM": 5, "MultiDiscrete": 1, "Aux": 4}
-LABEL = rf"(?:{'|'.join(KINDS)}) \d+"
-
-
-def numbered(*kinds: str) -> set[str]:
-    return {f"{kind} {number}" for kind in kinds for number in range(1, KINDS[kind] + 1)}
-
-
-# In every script the clip range can be annealed (Aux 1) and the epochs can stop early (Aux 3).
-SHARED = numbered("Core") | {"Aux 1", "Aux 3"}
-ATARI = SHARED - {"Core 13"} | numbered("Atari")
-LABELS = {
-    "ppo": SHARED,
-    "ppo_atari": ATARI,
-    "ppo_atari_envpool": ATARI,
-    "ppo_atari_multigpu": ATARI | {"Aux 2"},
-    "ppo_continuous_action": SHARED | numbered("Continuous"),
-    "ppo_atari_lstm": ATARI - {"Atari 7"} | numbered("LSTM"),
-    "ppo_multidiscrete": SHARED - {"Core 13"} | {"MultiDiscrete 1", "Aux 4"},
-    "ppo_procgen": SHARED - {"Core 13"} | {"Continuous 8", "Continuous 9", "Atari 9"},
-}
-
-
-def labelled(source: str) -> list[tuple[str, str]]:
-    """Return each label in the form `Core 7: ...` and the text behind it; `Core 13, Continuous 4: ...` has two."""
-    found = re.findall(rf"((?:{LABEL}, )*{LABEL}): (.+)", source)
-    return [(label, text) for labels, text in found for label in labels.split(", ")]
-
-
-def table_of_details() -> dict[str, tuple[str, str]]:
-    """Return what docs/details.md says of each label: what it is, and the line of the official code."""
-    page = (ROOT / "docs" / "details.md").read_text(encoding="utf-8")
-    rows = re.findall(rf"(?m)^\| ({LABEL}) \|(.*)\|(.*)\|$", page)
-    assert len({label for label, *_ in rows}) == len(rows)
-    return {label: (what.strip(), where.strip()) for label, what, where in rows}
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_every_detail_is_labelled_and_no_other(script):
-    assert {label for label, _ in labelled(HALVES[script][0])} == LABELS[script]
-    assert not labelled(HALVES[script][1])
-
-
-def test_table_of_details_has_all_37_and_the_4_auxiliary_ones():
-    table = table_of_details()
-    assert len(table) == 37 + 4
-    assert table.keys() == numbered(*KINDS)
-    assert all(what for what, _ in table.values())
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_lines_of_the_official_code_are_those_of_the_table(script):
-    table = table_of_details()
-    for label, text in labelled(HALVES[script][0]):
-        for file, lines in re.findall(r"(\w+/\w+\.py)#(L[\dL-]+)\)", text):
-            assert f"{file}#{lines})" in table[label][1], f"{label}: {file}#{lines}"
-
-
 # What the pages and docstrings quote
 
 PAGES = [ROOT / "README.md", ROOT / "agents" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAMS = [
     program
     for program in [ROOT / f"{script}.py" for script in SOURCES]
-    + sorted(ROOT.glob("benchmark/*.py"))
+    + sorted([*ROOT.glob("benchmark/*.py"), *ROOT.glob("details/*.py")])
     if "__main__" in program.read_text(encoding="utf-8")
 ]
 

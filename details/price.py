@@ -1,0 +1,224 @@
+"""Measure what each detail is worth: train with it and without it, over seeds.
+
+    python details/price.py
+    python details/price.py --only classic
+    python details/price.py --draw
+
+Each experiment of details/price.toml is a plan of benchmark/run.py, which goes on where it was
+stopped; seed after seed, so that whatever is finished can be compared. The changed scripts lie in
+runs/price, the results in benchmark/results/price-NAME. At the end, or with --draw at once, the
+table and the figure of docs/price.md are made from what is finished.
+
+A return is normalised for each environment: 0 is that of the untrained agent, 1 that of the script
+as it is at the end of its training. The price of a detail is the difference without it.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.style
+import msgspec
+import numpy as np
+import tyro
+from catalogue import ROOT, apply, load
+from matplotlib.figure import Figure
+from rliable import library
+
+sys.path.append(str(ROOT / "benchmark"))
+import plot
+
+PAGE = ROOT / "docs" / "price.md"
+BEGIN, END = "<!-- prices: python details/price.py -->\n", "<!-- end of the prices -->\n"
+COMPLETE = "complete"  # the setting with all details
+WINDOWS = 100  # of a learning curve, whose mean is the area under it
+UNTRAINED = 20  # episodes at the start of each run
+
+
+class Experiment(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    script: str
+    env_ids: list[str]
+    steps: int
+    seeds: int  # 1 to this number
+    changes: list[str]  # of the catalogue, by their full names
+    flags: dict[str, str] = {}  # instead of a change
+
+    @property
+    def plan(self) -> str:
+        return f"price-{self.name}"
+
+    def rows(self) -> list[str]:
+        return [*self.changes, *self.flags]
+
+
+class Price(msgspec.Struct):
+    """The difference that a change makes; intervals are bootstrapped over the seeds."""
+
+    row: str
+    seeds: int
+    final: float  # of the normalised return of the last 100 episodes
+    interval: tuple[float, float]  # 95 %, of `final`
+    area: float  # of the normalised mean return of the whole training
+
+
+@dataclass
+class Args:
+    only: str = ""  # only the experiment of this name
+    draw: bool = False  # train nothing
+
+
+def read_experiments() -> list[Experiment]:
+    text = Path(__file__).with_name("price.toml").read_text(encoding="utf-8")
+    return msgspec.toml.decode(text, type=dict[str, list[Experiment]])["experiment"]
+
+
+def slug(row: str) -> str:
+    """Return the name of a row's setting: "Core 7: without" is core-7-without."""
+    return re.sub(r"[^a-z0-9.]+", "-", row.lower()).strip("-")
+
+
+def write_plan(experiment: Experiment) -> Path:
+    """Write the changed scripts, and the plan that trains them; return its path."""
+    source = (ROOT / f"{experiment.script}.py").read_text(encoding="utf-8")
+    changes = load().changes()
+    settings = {COMPLETE: (source, "")}
+    settings |= {
+        row: (apply(changes[row], experiment.script, source), "") for row in experiment.changes
+    }
+    settings |= {row: (source, flags) for row, flags in experiment.flags.items()}
+    lines = []
+    for seed in range(1, experiment.seeds + 1):
+        for row, (text, flags) in settings.items():
+            path = Path("runs", "price", slug(row), f"{experiment.script}.py")
+            (ROOT / path).parent.mkdir(parents=True, exist_ok=True)
+            (ROOT / path).write_text(text, encoding="utf-8")
+            setting = {
+                "name": slug(row),
+                "script": str(path),
+                "env_ids": experiment.env_ids,
+                "seeds": [seed],
+                "steps": experiment.steps,
+                "flags": flags,
+            }
+            lines += ["[[settings]]", *(f"{key} = {json.dumps(x)}" for key, x in setting.items())]
+    plan = ROOT / "runs" / "price" / f"{experiment.plan}.toml"
+    plan.write_text("\n".join([*lines, ""]), encoding="utf-8")
+    return plan
+
+
+def final(run: plot.Run) -> float:
+    return run.episodes["return"][-plot.LAST :].mean()
+
+
+def area(run: plot.Run, steps: int) -> float:
+    edges = np.linspace(0, steps, WINDOWS + 1)
+    return plot.window_means(run.episodes, edges).mean()
+
+
+def difference(with_it: np.ndarray, without: np.ndarray) -> float:
+    return without.mean() - with_it.mean()
+
+
+def prices(experiment: Experiment, env_id: str) -> list[Price]:
+    """Compare what is finished of an environment, the dearest detail first."""
+    results = ROOT / "benchmark" / "results" / experiment.plan
+    folder = re.sub("[/:]", "-", env_id)
+    runs = {
+        row: [plot.read(path) for path in sorted(results.glob(f"{folder}__{slug(row)}__*.csv.gz"))]
+        for row in [COMPLETE, *experiment.rows()]
+    }
+    if len(runs[COMPLETE]) < 2:
+        return []
+    low = np.mean([run.episodes["return"][:UNTRAINED].mean() for run in runs[COMPLETE]])
+    high = np.mean([final(run) for run in runs[COMPLETE]])
+
+    def normalised(row: str, measure) -> np.ndarray:
+        return (np.array([measure(run) for run in runs[row]])[:, None] - low) / (high - low)
+
+    def measure_area(run: plot.Run) -> float:
+        return area(run, experiment.steps)
+
+    found = []
+    for row in experiment.rows():
+        if len(runs[row]) < 2:
+            continue
+        pair = (normalised(COMPLETE, final), normalised(row, final))
+        np.random.seed(0)  # rliable draws from this generator: the same runs give the same numbers
+        _, intervals = library.get_interval_estimates({"": pair}, difference, reps=5000)
+        lower, upper = np.ravel(intervals[""])
+        areas = (normalised(COMPLETE, measure_area), normalised(row, measure_area))
+        found.append(
+            Price(row, len(runs[row]), difference(*pair), (lower, upper), difference(*areas))
+        )
+    return sorted(found, key=lambda price: price.final)
+
+
+def label(row: str) -> str:
+    """Return what stands in the table: a removal has its detail's name."""
+    prefix, _, rest = row.partition(": ")
+    names = {detail.label: detail.name for detail in load().details}
+    return f"{prefix}: {names[prefix]}" if rest == "without" else row
+
+
+def table(environment: str, found: list[Price]) -> str:
+    rows = [[environment, "final return (95 % interval)", "area under the curve", "seeds"]]
+    for price in found:
+        low, high = price.interval
+        cells = [f"{price.final:+.2f} ({low:+.2f} to {high:+.2f})", f"{price.area:+.2f}"]
+        rows.append([label(price.row), *cells, str(price.seeds)])
+    return plot.markdown(rows)
+
+
+def draw(found: dict[str, list[Price]]) -> Figure:
+    """Draw a panel for each environment: differences with their intervals, sorted."""
+    longest = max(map(len, found.values()))
+    columns = 2
+    lines = -(-len(found) // columns)
+    figure = Figure(figsize=(10, lines * (0.23 * longest + 0.8)), layout="constrained")  # inches
+    panels = figure.subplots(lines, columns, squeeze=False).flat
+    for panel in panels[len(found) :]:
+        panel.set_visible(False)
+    for panel, (environment, prices_of) in zip(panels, found.items(), strict=False):
+        panel.axvline(0, color="black", lw=0.8)
+        for height, price in enumerate(reversed(prices_of)):
+            low, high = price.interval
+            clear = low > 0 or high < 0  # told from 0 by its interval: filled
+            panel.plot([low, high], [height, height], color="C0", lw=1.5)
+            face = "C0" if clear else "white"
+            panel.plot(price.final, height, "o", color="C0", markerfacecolor=face, ms=5)
+        names = [price.row.removesuffix(": without") for price in reversed(prices_of)]
+        panel.set_yticks(range(len(names)), [shorten(name) for name in names])
+        panel.set_title(environment)
+        panel.set_xlabel("change of the normalised return at the end")
+    return figure
+
+
+def shorten(name: str) -> str:
+    return name if len(name) <= 44 else f"{name[:42]} ..."
+
+
+def main(args: Args) -> None:
+    found = {}
+    text = ""
+    for experiment in read_experiments():
+        if args.only in ("", experiment.name) and not args.draw:
+            command = [sys.executable, "benchmark/run.py", write_plan(experiment)]
+            if subprocess.run(command, cwd=ROOT).returncode == 130:
+                sys.exit(130)
+        for env_id in experiment.env_ids:
+            if result := prices(experiment, env_id):
+                found[env_id] = result
+                text += "\n" + table(env_id, result)
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    PAGE.write_text(f"{before}{BEGIN}{text}{END}{after}", encoding="utf-8")
+    with matplotlib.style.context(plot.STYLE):
+        draw(found).savefig(ROOT / "docs" / "price.png")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))
