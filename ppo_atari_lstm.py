@@ -378,7 +378,7 @@ def main(args: Args) -> Agent:
     agent = Agent(envs).to(device)
     optimizer = Adam(agent.parameters(), lr=args.learning_rate, fused=True)
     if args.compile:  # the convolutions alone: 128 unrolled steps would take minutes to compile
-        agent.network.compile()
+        agent.network.forward = torch.compile(agent.network.forward)
 
     # Log, checkpoints and progress: see below
     with Run(args, agent=agent, optimizer=optimizer) as run:

@@ -1,5 +1,7 @@
 """What all tests share: the scripts, a working directory for each test, and one thread for PyTorch."""
 
+import sys
+
 import pytest
 import torch
 
@@ -33,6 +35,14 @@ def working_directory(tmp_path, monkeypatch):
     """Run every test in an empty folder, so that `runs/` never lands in the repository."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def same_modules(monkeypatch):
+    """Undo that evaluate.py, which imports a script anew, leaves it in place of the one that tests have imported."""
+    for name in ALL_SCRIPTS:
+        if name in sys.modules:
+            monkeypatch.setitem(sys.modules, name, sys.modules[name])
 
 
 @pytest.fixture(autouse=True)

@@ -1,17 +1,17 @@
 """`--compile` changes nothing but the speed, and does not compile again and again."""
 
 import importlib
+from functools import partial
 from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import SCRIPTS
+from conftest import ALL_SCRIPTS, SCRIPTS, TINY
 from torch._dynamo.utils import counters
 
 COMPILED_LOSS = [name for name in SCRIPTS if name != "ppo_atari_lstm"]
-compile_with = torch.compile
 
 
 @pytest.fixture(autouse=True)
@@ -73,3 +73,27 @@ def test_the_compiled_loss_has_the_gradients_of_the_eager_one(name):
         for key, x in expected.items():
             torch.testing.assert_close(got[key], x, rtol=1e-3, atol=1e-5, msg=key)
     assert counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("name", ALL_SCRIPTS)
+def test_training_compiles_in_its_first_update_and_ends_with_the_same_weights(name, monkeypatch):
+    """The backend "aot_eager" traces everything, but writes no C++ code."""
+    script = importlib.import_module(name)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    graphs = []
+    end_update = script.Run.end_update
+
+    def counting(*args):
+        graphs.append(counters["stats"]["unique_graphs"])
+        end_update(*args)
+
+    monkeypatch.setattr(script.Run, "end_update", counting)
+    args = TINY[name] | {"num_minibatches": 2, "update_epochs": 2, "anneal_clip_coef": True}
+    plain, compiled = (
+        script.main(script.Args(**args, device="cpu", compile=flag)) for flag in (False, True)
+    )
+    assert graphs[:3] == [0, 0, 0]
+    assert graphs[3:] == [graphs[3]] * 3
+    assert graphs[3] > 0
+    for a, b in zip(plain.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)

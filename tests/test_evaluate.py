@@ -44,8 +44,6 @@ def the_imported_scripts(monkeypatch):
 
     monkeypatch.setattr(evaluate, "import_script", import_script)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    yield
-    sys.modules |= MODULES
 
 
 def train(script: str = "ppo", **changes) -> Path:

@@ -14,6 +14,7 @@ from pathlib import Path
 import gymnasium as gym
 import pytest
 from conftest import ALL_SCRIPTS as SCRIPTS
+from conftest import TINY
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = {
@@ -38,6 +39,26 @@ def test_what_follows_the_algorithm_is_the_same_to_the_letter(script):
     assert ast.parse(upper).body[-1].name == "main"
     assert lower == HALVES["ppo"][1], diff(HALVES["ppo"][1], lower, "ppo.py", f"{script}.py")
     assert len(upper.splitlines()) > len(lower.splitlines()), "the algorithm is the larger half"
+
+
+@pytest.mark.parametrize("script", [name for name in SCRIPTS if name != "ppo_atari_multigpu"])
+def test_without_its_lower_half_a_script_trains_as_the_readme_says(script, tmp_path):
+    upper, _ = HALVES[script]
+    upper = upper.rpartition("\n# ---")[0]
+    for pattern, replacement in (
+        (r"with Run\(.*\) as run:", "if True:"),
+        (r"start = run\.global_step", "start = 0"),
+        (r" *(check_args\(args\)|run\.end_step\(infos\)|run\.end_update\(lr, losses\))\n", ""),
+        (r"\n *if args\.capture_video:\n.*\n.*RecordVideo.*", ""),
+    ):
+        upper, found = re.subn(pattern, replacement, upper)
+        assert found or "video" in pattern
+    upper = upper.replace("UsageError", "ValueError") + "\n\nmain(tyro.cli(Args))\n"
+    assert not re.search(r"\brun\.\w", upper)
+    (tmp_path / "short.py").write_text(upper)
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in TINY[script].items()]
+    subprocess.run([sys.executable, "short.py", *flags], cwd=tmp_path, check=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["short.py"]
 
 
 # Every function and class above the marker, every method of Agent and every field of Args (but for its default) is the
