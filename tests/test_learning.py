@@ -21,10 +21,10 @@ def logged(tag: str) -> list[float]:
 
 
 def test_cartpole_is_learned_and_evaluates_as_it_trained():
-    """Ten seeds end at 490, with a deviation of 10 (benchmark/results/classic): four deviations are allowed."""
-    ppo.main(ppo.Args(run_dir=RUN))
-    assert np.mean(logged("charts/episodic_return")[-100:]) >= 450
-    assert evaluate.main(evaluate.Args(RUN, episodes=10))["mean"] >= 450
+    """A random policy gets 20. Five seeds ended between 369 and 433, and their agents got 359 to 477."""
+    ppo.main(ppo.Args(num_envs=8, learning_rate=1e-3, total_timesteps=120_000, run_dir=RUN))
+    assert np.mean(logged("charts/episodic_return")[-100:]) >= 300
+    assert evaluate.main(evaluate.Args(RUN, episodes=10))["mean"] >= 300
 
 
 def test_pendulum_swings_up_and_needs_its_statistics():
