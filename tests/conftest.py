@@ -1,9 +1,13 @@
 """What all tests share: the scripts, a working directory for each test, and one thread for PyTorch."""
 
 import sys
+from types import SimpleNamespace
 
+import envpool
+import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
 
 SCRIPTS = [
     "ppo",
@@ -12,6 +16,7 @@ SCRIPTS = [
     "ppo_continuous_action",
     "ppo_atari_lstm",
     "ppo_multidiscrete",
+    "ppo_procgen",
 ]
 # One process of ppo_atari_multigpu.py does what ppo_atari_envpool.py does, to the bit
 # (test_multigpu.py), so that most tests need not run on it.
@@ -28,6 +33,32 @@ TINY["ppo_continuous_action"] = {
     "update_epochs": 2,
     "total_timesteps": 192,
 }
+
+
+def spaces_of(name: str) -> SimpleNamespace:
+    """Return spaces that the agent of a script takes, as its environments would have them."""
+    observations = Box(-1, 1, (5,), np.float32)
+    actions = Discrete(6)
+    if "atari" in name:
+        observations = Box(0, 255, (1 if "lstm" in name else 4, 84, 84), np.uint8)
+    if name == "ppo_procgen":
+        observations = Box(0, 255, (3, 64, 64), np.uint8)
+    if name == "ppo_continuous_action":
+        actions = Box(-1, 1, (3,), np.float32)
+    if name == "ppo_multidiscrete":
+        observations = Box(-1, 1, (10, 10, 3), np.float32)
+        actions = MultiDiscrete([2, 4])
+    return SimpleNamespace(single_observation_space=observations, single_action_space=actions)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs Qt 5, a package of the system, where it is missing."""
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    if "ppo_procgen" in parameters or item.path.stem == "test_procgen":
+        try:
+            envpool.make_spec("StarpilotEasy-v0")
+        except ImportError as error:
+            pytest.skip(str(error))
 
 
 @pytest.fixture(autouse=True)

@@ -98,7 +98,7 @@ IMAGE = Box(0, 255, (84, 84, 3), np.uint8)
     [
         ("ppo", IMAGE, Discrete(2), "ppo_atari.py"),
         ("ppo_continuous_action", IMAGE, VECTOR, "ppo_atari.py"),
-        ("ppo_multidiscrete", IMAGE, MultiDiscrete([2, 3]), "ppo_atari.py"),
+        ("ppo_multidiscrete", VECTOR, MultiDiscrete([2, 3]), "that of ppo.py"),
         ("ppo", VECTOR, Discrete(3, start=1), "TransformAction"),
         ("ppo", VECTOR, MultiDiscrete([2, 3]), "ppo_multidiscrete.py"),
         ("ppo", VECTOR, MultiBinary(3), "TransformAction"),

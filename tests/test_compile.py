@@ -2,13 +2,11 @@
 
 import importlib
 from functools import partial
-from types import SimpleNamespace
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import ALL_SCRIPTS, SCRIPTS, TINY
+from conftest import ALL_SCRIPTS, SCRIPTS, TINY, spaces_of
 from torch._dynamo.utils import counters
 
 COMPILED_LOSS = [name for name in SCRIPTS if name != "ppo_atari_lstm"]
@@ -25,21 +23,12 @@ def fresh_compiler():
 def agent_and_rows(name: str):
     """Return a new agent of the script, and sixteen random rows for it to learn from."""
     script = importlib.import_module(name)
-    images = "atari" in name
-    obs_space = (
-        gym.spaces.Box(0, 255, (4, 84, 84), np.uint8) if images else gym.spaces.Box(-1, 1, (5,))
-    )
-    action_spaces = {
-        "ppo_continuous_action": gym.spaces.Box(-1, 1, (3,)),
-        "ppo_multidiscrete": gym.spaces.MultiDiscrete([2, 4]),
-    }
-    action_space = action_spaces.get(name, gym.spaces.Discrete(6))
+    spaces = spaces_of(name)
+    obs_space, action_space = spaces.single_observation_space, spaces.single_action_space
     obs_space.seed(1)
     action_space.seed(1)
     torch.manual_seed(1)
-    agent = script.Agent(
-        SimpleNamespace(single_observation_space=obs_space, single_action_space=action_space)
-    )
+    agent = script.Agent(spaces)
     fields = {field: torch.randn(16) for field in ("values", "advantages", "returns")}
     if name == "ppo_multidiscrete":
         fields["masks"] = torch.ones(16, 6, dtype=torch.bool)

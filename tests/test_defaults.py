@@ -1,12 +1,9 @@
 """The defaults and the networks of every script, in one table each, against the official ones."""
 
 import importlib
-from types import SimpleNamespace
 
-import gymnasium as gym
-import numpy as np
 import pytest
-from conftest import ALL_SCRIPTS
+from conftest import ALL_SCRIPTS, spaces_of
 from torch import nn
 
 import evaluate
@@ -32,9 +29,20 @@ CLASSIC = ALL | {
     "num_envs": 4, "num_steps": 128, "num_minibatches": 4, "update_epochs": 4, "learning_rate": 2.5e-4,
     "clip_coef": 0.2, "ent_coef": 0.01, "total_timesteps": 500_000, "shared_network": False,
 }  # fmt: skip
-# Nor has it one for several discrete actions.
-SEVERAL = CLASSIC | {"num_envs": 16, "total_timesteps": 1_000_000, "action_mask": True}
-OTHERS = {"ppo": CLASSIC, "ppo_continuous_action": MUJOCO, "ppo_multidiscrete": SEVERAL}
+# Those of openai/train-procgen
+PROCGEN = ATARI | {
+    "num_envs": 64, "num_steps": 256, "num_minibatches": 8, "update_epochs": 3, "learning_rate": 5e-4,
+    "anneal_lr": False, "gamma": 0.999, "clip_coef": 0.2, "total_timesteps": 25_000_000,
+    "num_levels": 0, "start_level": 0,
+}  # fmt: skip
+# Nor has it any for several discrete actions: the blog takes those of Atari.
+SEVERAL = ATARI | {"total_timesteps": 2_000_000, "action_mask": True}
+OTHERS = {
+    "ppo": CLASSIC,
+    "ppo_continuous_action": MUJOCO,
+    "ppo_multidiscrete": SEVERAL,
+    "ppo_procgen": PROCGEN,
+}
 # What is no part of the algorithm
 RUN = {"env_id", "capture_video", "seed", "torch_deterministic", "device", "compile", "exp_name"}
 RUN |= {"run_dir", "save_every", "track"}
@@ -61,8 +69,22 @@ NETWORKS = {
     "ppo": [*BODY, "Linear 6", *BODY, "Linear 1"],
     "ppo_atari_lstm": [*CONVOLUTIONS, "LSTMCell 128", "Linear 6", "Linear 1"],
     "ppo_continuous_action": [*BODY, "Linear 3", *BODY, "Linear 1"],
-    "ppo_multidiscrete": [*BODY, "Linear 6", *BODY, "Linear 1"],
+    "ppo_multidiscrete": [
+        "Conv2d 16 of 3 by 2",
+        "ReLU",
+        "Conv2d 32 of 2 by 1",
+        "ReLU",
+        "Flatten",
+        "Linear 128",
+        "ReLU",
+        "Linear 6",
+        "Linear 1",
+    ],  # of the blog's script
 }
+RESIDUAL = ["ReLU", "Conv2d {0} of 3 by 1", "ReLU", "Conv2d {0} of 3 by 1"]
+IMPALA = ["Conv2d {0} of 3 by 1", "MaxPool2d", *RESIDUAL, *RESIDUAL]
+NETWORKS["ppo_procgen"] = [layer.format(depth) for depth in (16, 32, 32) for layer in IMPALA]
+NETWORKS["ppo_procgen"] += ["Flatten", "ReLU", "Linear 256", "ReLU", "Linear 6", "Linear 1"]
 
 
 def describe(layer: nn.Module) -> str:
@@ -78,12 +100,6 @@ def describe(layer: nn.Module) -> str:
 
 @pytest.mark.parametrize("script", ALL_SCRIPTS)
 def test_the_network_is_the_official_one(script):
-    spaces = {"ppo_continuous_action": gym.spaces.Box(-1, 1, (3,))}
-    spaces["ppo_multidiscrete"] = gym.spaces.MultiDiscrete([2, 4])
-    envs = SimpleNamespace(
-        single_observation_space=gym.spaces.Box(-1, 1, (5,), np.float32),
-        single_action_space=spaces.get(script, gym.spaces.Discrete(6)),
-    )
-    agent = importlib.import_module(script).Agent(envs)
+    agent = importlib.import_module(script).Agent(spaces_of(script))
     layers = [describe(layer) for layer in agent.modules() if not list(layer.children())]
     assert layers == NETWORKS.get(script, [*CONVOLUTIONS, "Linear 6", "Linear 1"])

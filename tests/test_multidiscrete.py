@@ -1,11 +1,10 @@
-"""Several discrete actions at once: the joint distribution, invalid actions, and EnvPool's Cleaner."""
+"""Several discrete actions at once: the joint distribution, and invalid actions."""
 
 from collections import Counter
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
-import envpool
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from torch import nn
 
 import ppo_multidiscrete as module
 
-CLEANER = "Jumanji/Cleaner-v0"
 NVECS = [[2, 3, 4], [3, 1, 2], [5], [4, 4, 4]]
 
 
@@ -140,18 +138,27 @@ def test_an_invalid_action_has_probability_zero_whatever_its_logit(logit):
         assert torch.equal(policy.entropy(), as_before.entropy())
 
 
+def agent_for(nvec: list[int], planes: int = 2) -> module.Agent:
+    return module.Agent(
+        SimpleNamespace(
+            single_observation_space=Box(-1, 1, (5, 5, planes)),
+            single_action_space=MultiDiscrete(nvec),
+        )
+    )
+
+
 def loss_gradient(nvec, logits, actions, masks, advantages, ent_coef) -> torch.Tensor:
     """Return the gradient of the script's own loss with respect to the logits, at a ratio of 1."""
-    spaces = SimpleNamespace(
-        single_observation_space=Box(-1, 1, (sum(nvec),)), single_action_space=MultiDiscrete(nvec)
-    )
-    agent = module.Agent(spaces)
+    agent = agent_for(nvec)
+    agent.network = nn.Flatten()
     agent.actor = nn.Identity()
+    agent.critic = nn.Linear(sum(nvec), 1)
     logits = logits.clone().requires_grad_()
     with torch.no_grad():
         logprobs = module.MultiCategorical(logits, masks, nvec).log_prob(actions)
     zeros = torch.zeros(len(logits))
-    mb = module.Batch(logits, actions, logprobs, zeros, advantages, zeros, masks)
+    boards = logits[:, None, None, :]
+    mb = module.Batch(boards, masks, actions, logprobs, zeros, advantages, zeros)
     args = module.Args(norm_adv=False, vf_coef=0, ent_coef=ent_coef)
     loss, stats = module.ppo_loss(agent, mb, 0.2, args)
     loss.backward()
@@ -203,38 +210,56 @@ def test_one_valid_action_alone_is_certain_and_teaches_nothing():
 
 
 def test_an_output_that_is_never_valid_is_not_trained():
-    spaces = SimpleNamespace(
-        single_observation_space=Box(-1, 1, (5,)), single_action_space=MultiDiscrete([2, 3])
-    )
-    agent = module.Agent(spaces)
+    agent = agent_for([2, 3])
     masks = torch.tensor([True, True, True, False, True]).expand(32, -1)
-    obs, zeros = torch.randn(32, 5), torch.zeros(32)
+    obs, zeros = torch.randn(32, 5, 5, 2), torch.zeros(32)
     with torch.no_grad():
         policy, _ = agent(obs, masks)
         actions = policy.sample()
         logprobs = policy.log_prob(actions)
-    mb = module.Batch(obs, actions, logprobs, zeros, torch.randn(32), zeros, masks)
+    mb = module.Batch(obs, masks, actions, logprobs, zeros, torch.randn(32), zeros)
     module.ppo_loss(agent, mb, 0.2, module.Args())[0].backward()
-    trained = agent.actor[-1].weight.grad.abs().sum(dim=1) > 0
+    trained = agent.actor.weight.grad.abs().sum(dim=1) > 0
     assert (
-        trained.tolist()
-        == agent.actor[-1].bias.grad.bool().tolist()
-        == [True, True, True, False, True]
+        trained.tolist() == agent.actor.bias.grad.bool().tolist() == [True, True, True, False, True]
     )
+
+
+def test_a_component_without_a_valid_action_is_uniform_and_teaches_nothing():
+    """In microRTS, where no enemy can be attacked; the official script does the same."""
+    nvec, rows = [2, 3, 4], 8_000
+    masks = torch.tensor([True, False, *[False] * 3, *[True] * 4]).expand(rows, -1)
+    logits = 9 * torch.randn(9).expand(rows, -1)
+    policy = module.MultiCategorical(logits, masks, nvec)
+    counts = np.bincount(policy.sample()[:, 1])
+    assert np.abs(counts / rows - 1 / 3).max() < 5 * np.sqrt(2 / 9 / rows)
+    rest = module.MultiCategorical(logits[:, 5:], masks[:, 5:], [4])
+    actions = torch.zeros(rows, 3, dtype=torch.int64)
+    expected = rest.log_prob(actions[:, 2:]) - np.log(3)
+    torch.testing.assert_close(policy.log_prob(actions), expected)
+    torch.testing.assert_close(policy.entropy(), rest.entropy() + np.log(3))
+    gradient = loss_gradient(nvec, logits, actions, masks, torch.randn(rows), ent_coef=1)
+    assert (gradient[:, :5] == 0).all()
+    assert gradient[:, 5:].abs().max() > 0
 
 
 # Masks in a run
 
 
+def board(plane_values: np.ndarray) -> np.ndarray:
+    """Return a board of 5 x 5 cells, all of which show the same."""
+    return np.broadcast_to(plane_values, (5, 5, len(plane_values))).astype(np.float32)
+
+
 class Told(gym.Env):
     """Observes its own mask, and ends after seven steps."""
 
-    observation_space = Box(0, 1, (9,), np.float32)
+    observation_space = Box(0, 1, (5, 5, 9), np.float32)
     action_space = MultiDiscrete([2, 3, 4])
 
     def tell(self):
         mask = random_masks([2, 3, 4], 1, self.np_random)[0]
-        return mask.astype(np.float32), {"action_mask": mask}
+        return board(mask), {"action_mask": mask}
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -265,7 +290,7 @@ def test_the_mask_of_each_row_is_that_of_its_own_observation_in_rollout_and_trai
     assert len(minibatches) == 3 * 4 * 4
     all_valid = True
     for mb in minibatches:
-        shown = mb.obs > 0.5
+        shown = mb.obs[:, 0, 0] > 0.5
         assert torch.equal(mb.masks, shown if action_mask else torch.ones_like(shown))
         valid = shown.gather(1, mb.actions + torch.as_tensor(firsts([2, 3, 4])))
         all_valid &= bool(valid.all())
@@ -274,8 +299,9 @@ def test_the_mask_of_each_row_is_that_of_its_own_observation_in_rollout_and_trai
 
 def test_a_mask_in_another_form_is_an_error(monkeypatch):
     """Gymnasium's own form, an array for each component, would otherwise count as all valid."""
-    envs = module.ActionMask(module.Cleaner(2, None), action_mask=True)
-    parts = (np.zeros(4), np.zeros(4), np.zeros(4))
+    monkeypatch.setitem(gym.registry, "Told-v0", gym.envs.registration.EnvSpec("Told-v0", Told))
+    envs = module.make_envs(module.Args(env_id="Told-v0", num_envs=2))
+    parts = (np.zeros(2), np.zeros(3), np.zeros(4))
     ragged = np.empty(2, dtype=object)
     ragged[:] = [parts, parts]
     with pytest.raises(ValueError, match="reshape"):
@@ -286,14 +312,14 @@ class Safe(gym.Env):
     """Three safes one after the other, of four kinds; a safe pays most for the one code that is right throughout."""
 
     codes = np.array([[0, 2, 3], [1, 0, 0], [1, 1, 2], [0, 0, 1]])
-    observation_space = Box(0, 1, (4,), np.float32)
+    observation_space = Box(0, 1, (5, 5, 4), np.float32)
     action_space = MultiDiscrete([2, 3, 4])
 
     def tell(self):
         self.kind = self.np_random.integers(4)
         self.mask = self.np_random.random(9) < 0.7
         self.mask[self.codes[self.kind] + firsts([2, 3, 4])] = True
-        return np.eye(4, dtype=np.float32)[self.kind], {"action_mask": self.mask}
+        return board(np.eye(4)[self.kind]), {"action_mask": self.mask}
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -318,94 +344,6 @@ def test_it_finds_the_best_joint_action_of_every_context(monkeypatch):
     returns = [event.value for event in events.Scalars("charts/episodic_return")]
     assert np.mean(returns[:50]) < 1.3
     assert np.mean(returns[-100:]) > 2.7
-    dials = agent.actor(torch.eye(4)).split([2, 3, 4], dim=1)
-    assert (
-        torch.stack([dial.argmax(dim=1) for dial in dials], dim=1).tolist() == Safe.codes.tolist()
-    )
-
-
-# Cleaner
-
-
-def assert_all_is_told(obs: np.ndarray, raw: dict) -> None:
-    """Read the observation vector, and compare it with what EnvPool says."""
-    tiles, cells = obs[:, :300].reshape(-1, 10, 10, 3), obs[:, 300:600].reshape(-1, 3, 100)
-    for one_hot in (tiles, cells):
-        assert np.isin(one_hot, (0, 1)).all()
-        assert (one_hot.sum(axis=-1) == 1).all()
-    assert np.array_equal(tiles.argmax(axis=-1), raw["grid"])
-    assert np.array_equal(
-        np.stack(divmod(cells.argmax(axis=-1), 10), axis=-1), raw["agents_locations"]
-    )
-    np.testing.assert_allclose(100 * obs[:, 600], raw["step_count"], rtol=0, atol=1e-4)
-    space = module.Cleaner.single_observation_space
-    assert all(space.contains(row) for row in obs.astype(space.dtype))
-
-
-def assert_the_mask_is_told(infos: dict, raw: dict) -> None:
-    """Compare the mask with EnvPool's; all is allowed where nothing is valid."""
-    valid = infos["action_mask"].reshape(-1, 3, 4)
-    assert valid.dtype == bool
-    nothing_valid = ~raw["action_mask"].any(axis=2)
-    assert valid[nothing_valid].all()
-    assert np.array_equal(valid[~nothing_valid], raw["action_mask"][~nothing_valid])
-
-
-def stack(raw: list[dict]) -> dict:
-    """Return the observations of several pools of one environment as those of one pool of several."""
-    return {name: np.concatenate([one[name] for one in raw]) for name in raw[0]}
-
-
-def test_cleaner_plays_as_envpool_does_with_every_reset_in_the_step_of_the_end():
-    """All of the observation is there, an invalid action ends the episode, and no environment disturbs another."""
-    seeds = list(range(100, 116))
-    envs = module.make_envs(module.Args(num_envs=16))
-    obs, infos = envs.reset(seed=seeds)
-    pools = [envpool.make(CLEANER, "gymnasium", num_envs=1, seed=seed) for seed in seeds]
-    rng = np.random.default_rng(1)
-    raw = stack([pool.reset()[0] for pool in pools])
-    outcomes = Counter()
-    returns, lengths = np.zeros(16), np.zeros(16)
-    for _ in range(300):
-        assert_all_is_told(obs, raw)
-        assert_the_mask_is_told(infos, raw)
-        walled_in = ~raw["action_mask"].any(axis=(1, 2))
-        assert np.array_equal(lengths, raw["step_count"])
-        allowed = raw["action_mask"] | (
-            rng.random((16, 1, 1)) < 0.02
-        )  # now and then one walks into a wall
-        actions = (allowed * (1 + rng.random(allowed.shape))).argmax(axis=2)
-        invalid = ~np.take_along_axis(raw["action_mask"], actions[:, :, None], axis=2).all(
-            axis=(1, 2)
-        )
-        obs, reward, terminated, truncated, infos = envs.step(actions)
-        results = [pool.step(actions[i : i + 1].astype(np.int32)) for i, pool in enumerate(pools)]
-        last = stack([result[0] for result in results])
-        assert np.array_equal(reward, np.concatenate([result[1] for result in results]))
-        late = last["step_count"] == 100
-        clean = (last["grid"] != 0).all(axis=(1, 2))
-        assert np.array_equal(terminated, np.concatenate([result[2] for result in results]))
-        assert np.array_equal(terminated, invalid | late | clean)
-        assert not truncated.any()
-        returns += reward
-        lengths += 1
-        assert ("episode" in infos) == terminated.any()
-        if terminated.any():
-            assert_all_is_told(infos["final_obs"], last)
-            assert np.array_equal(infos["_episode"], terminated)
-            assert np.array_equal(infos["episode"]["r"][terminated], returns[terminated])
-            assert np.array_equal(infos["episode"]["l"][terminated], lengths[terminated])
-        returns[terminated] = 0
-        lengths[terminated] = 0
-        observations = [result[0] for result in results]
-        for i in np.flatnonzero(terminated):
-            observations[i], *_ = pools[i].step(
-                rng.integers(4, size=(1, 3), dtype=np.int32)
-            )  # it resets, whatever
-        raw = stack(observations)
-        outcomes += Counter(
-            invalid=(invalid & ~walled_in).sum(), late=late.sum(), walled_in=walled_in.sum()
-        )
-    assert outcomes["invalid"] > 20
-    assert outcomes["late"] > 5
-    assert outcomes["walled_in"] > 0
+    boards = torch.as_tensor(np.stack([board(kind) for kind in np.eye(4)]))
+    policy, _ = agent(boards, torch.ones(4, 9, dtype=torch.bool))
+    assert policy.mode().tolist() == Safe.codes.tolist()

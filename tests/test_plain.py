@@ -33,6 +33,7 @@ ARGS |= {
     "ent_coef": 0.05,
     "vf_coef": 0.3,
     "max_grad_norm": 1.0,
+    "anneal_lr": True,
 }
 
 
@@ -43,7 +44,8 @@ def weights_of(agent: nn.Module) -> list[nn.Parameter]:
 def record(name: str) -> SimpleNamespace:
     """Run the script, and keep what its environments gave, what its agent did, and what its learner made of it."""
     script = importlib.import_module(name)
-    args = script.Args(**ARGS, learning_rate=1e-3 if "atari" in name else 3e-3, device="cpu")
+    images = "atari" in name or name == "ppo_procgen"
+    args = script.Args(**ARGS, learning_rate=1e-3 if images else 3e-3, device="cpu")
     run = SimpleNamespace(name=name, args=args, obs=[], actions=[], rewards=[], ended=[], masks=[])
     run.permutations = []
     run.stats = []
@@ -117,7 +119,8 @@ def forward(
     """Return the distribution of each action component, the value, and the LSTM's state after this row."""
     hidden = torch.as_tensor(row.obs).double()[None]
     if hasattr(agent, "network"):
-        hidden = agent.network(hidden / 255)
+        images = hidden.permute(0, 3, 1, 2) if row.mask is not None else hidden / 255
+        hidden = agent.network(images)
     if hasattr(agent, "lstm"):
         state = agent.lstm(hidden, [torch.zeros_like(x) if row.begins else x for x in state])
         hidden = state[0]

@@ -16,13 +16,13 @@ from conftest import ALL_SCRIPTS, TINY
 class GlobalDraws(gym.Env):
     """Draws its observations from np.random and its rewards from random, as environments out there do."""
 
-    observation_space = gym.spaces.Box(-10, 10, (3,), np.float32)
-
     def __init__(self, action_space: gym.Space, render_mode=None):
+        shape = (5, 5, 3) if isinstance(action_space, gym.spaces.MultiDiscrete) else (3,)
+        self.observation_space = gym.spaces.Box(-10, 10, shape, np.float32)
         self.action_space = action_space
 
     def observe(self) -> np.ndarray:
-        return np.random.randn(3).astype(np.float32).clip(-10, 10)
+        return np.random.randn(*self.observation_space.shape).astype(np.float32).clip(-10, 10)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import SCRIPTS
 
-IMAGES = ("ppo_atari", "ppo_atari_envpool", "ppo_atari_lstm")
+IMAGES = ("ppo_atari", "ppo_atari_envpool", "ppo_atari_lstm", "ppo_procgen")
 DISCRETE = [name for name in SCRIPTS if name != "ppo_continuous_action"]
 DRAWS = 60_000  # of each distribution
 LOGITS = torch.tensor([[0.0, 0.0, 0.0, 0.0], [1.5, -1.0, 0.5, -0.5], [-4.0, 2.0, 101.0, 100.0]])
@@ -181,16 +181,19 @@ def test_an_agent_draws_from_what_its_network_puts_out(name):
         "ppo_continuous_action": gym.spaces.Box(-1, 1, (3,)),
         "ppo_multidiscrete": gym.spaces.MultiDiscrete(NVEC),
     }
+    shape = (5, 5, 3) if name == "ppo_multidiscrete" else (5,)
     envs = SimpleNamespace(
-        single_observation_space=gym.spaces.Box(-1, 1, (5,)),
+        single_observation_space=gym.spaces.Box(-1, 1, shape),
         single_action_space=spaces.get(name, gym.spaces.Discrete(4)),
     )
     torch.manual_seed(6)
     agent = importlib.import_module(name).Agent(envs)
-    x = torch.randn(3, 5)
+    x = torch.randn(3, *shape)
     more = {"ppo_multidiscrete": [MASK], "ppo_atari_lstm": [torch.randn(3, 256), torch.zeros(3)]}
     if name in IMAGES:
-        x = 25_500 * torch.randn(3, 512, 1, 1)  # images, which the agent divides by 255
+        x = 25_500 * torch.randn(
+            3, 256 if name == "ppo_procgen" else 512, 1, 1
+        )  # images, which the agent divides by 255
         agent.network = torch.nn.Flatten()
     outputs = []
     policy_head(agent).register_forward_hook(lambda *call: outputs.append(call[-1]))
