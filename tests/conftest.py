@@ -1,13 +1,19 @@
 """What all tests share: the scripts, a working directory for each test, and one thread for PyTorch."""
 
+import os
 import sys
 from types import SimpleNamespace
 
 import envpool
 import numpy as np
+import pygame
 import pytest
 import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
+
+# As microrts.py says; a machine that tests need not have a sound card.
+os.environ["SDL_AUDIODRIVER"] = "dummy"
+pygame.init()
 
 SCRIPTS = [
     "ppo",
