@@ -184,7 +184,7 @@ def test_a_search_finds_value_clipping(url, page):
     page.get_by_placeholder("Search").press_sequentially("value clipping")
     first = page.locator(".md-search-result__item").first
     first.wait_for()
-    assert first.get_by_text("Core 9: The value loss is clipped too").count() == 1
+    assert first.get_by_text("Core 9: Value clipping").count() == 1
 
 
 def test_every_part_of_a_diff_has_two_sides(site):
