@@ -392,7 +392,8 @@ def test_a_search_goes_on_where_it_was_stopped():
     # Returns are 400, ..., 1000 times the rate in the trial that went on, 100, ... in others, + 1.
     rates = complete["params_learning-rate"]
     np.testing.assert_allclose(complete.value, [0.7, 0.55, 0.55] * rates + 0.001, atol=1e-3)
-    assert f"--learning-rate {rates.max():.4g} --pause 0.1" in out.splitlines()[-1]
+    best = rates[complete.value.idxmax()]
+    assert f"--learning-rate {best:.4g} --pause 0.1" in out.splitlines()[-1]
     assert Path("benchmark/results/tune_t/trials.png").stat().st_size > 5_000
 
     with pytest.raises(SystemExit, match="is another search"):

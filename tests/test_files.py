@@ -41,7 +41,7 @@ def test_what_follows_the_algorithm_is_the_same_to_the_letter(script):
     assert len(upper.splitlines()) > len(lower.splitlines()), "the algorithm is the larger half"
 
 
-@pytest.mark.parametrize("script", ["ppo", "ppo_atari_envpool"])
+@pytest.mark.parametrize("script", ["ppo"])
 def test_without_its_lower_half_a_script_trains_as_the_readme_says(script, tmp_path):
     upper, _ = HALVES[script]
     upper = upper.rpartition("\n# ---")[0]

@@ -77,16 +77,10 @@ def play(seed: int, episodes: int) -> tuple[list[float], list[bytes]]:
 
 
 def test_one_seed_fixes_the_random_opponent_and_another_seed_is_another_one():
-    (first, seen), (again, seen_again), (_, others) = (play(seed, 3) for seed in (1, 1, 2))
+    (first, seen), (again, seen_again), (_, others) = (play(seed, 2) for seed in (1, 1, 2))
     assert first == again
     assert seen == seen_again
     assert seen != others
-
-
-def test_the_random_opponent_is_as_strong_as_the_original():
-    """96 games of the original with random valid orders had a mean of 1.6, with a standard error of about 0.7."""
-    returns, _ = play(1, 16)
-    assert abs(np.mean(returns) - 1.6) < 3 * np.hypot(np.std(returns) / 16**0.5, 0.7)
 
 
 def test_an_action_that_wins_ends_the_game_in_a_termination():
