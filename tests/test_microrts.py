@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -81,6 +82,21 @@ def test_one_seed_fixes_the_random_opponent_and_another_seed_is_another_one():
     assert first == again
     assert seen == seen_again
     assert seen != others
+
+
+def test_the_last_reward_alone_is_clipped():
+    """In the recordings, no other one is beyond 1."""
+    env = gym.make(RANDOM_ENEMY).unwrapped
+    env.reset(seed=1)
+    rewards = np.array([-2.0, 3.0, 0.0, 4.0, 2.5, -3.0, 7.0])
+    client = env.client
+    env.client = SimpleNamespace(
+        step=lambda *_: SimpleNamespace(
+            reward=rewards, observation=client.reset(0).observation, done=[False] * 7
+        )
+    )
+    _, reward, *_ = env.step(np.zeros(8, dtype=int))
+    assert reward == pytest.approx(-2 * 5 + 3 + 4 * 0.2 + 2.5 - 3 * 7 + 1 * 0.2)
 
 
 def test_an_action_that_wins_ends_the_game_in_a_termination():
