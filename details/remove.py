@@ -5,7 +5,7 @@
 
 Each change of the catalogue is made to each of its scripts in a copy of the repository, where the
 change's tests then run. Prints a line for each, and at the end those that no test has noticed; if
-there are any, exits with 1. A test that hangs has noticed. Takes about an hour on one core.
+there are any, exits with 1. A test that hangs has noticed.
 """
 
 import multiprocessing
