@@ -107,6 +107,8 @@ def main(args: Args) -> list[str]:
         for script in change.scripts
     ]
     jobs = [job for job in jobs if args.only in job[0]]
+    if not jobs:
+        sys.exit(f"error: no change has {args.only} in its name")
     survivors = []
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.workers) as pool:
         copies = queue.SimpleQueue()
