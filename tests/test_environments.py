@@ -757,7 +757,6 @@ def first_steps(name, seed, monkeypatch):
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_every_environment_has_a_seed_of_its_own(name, monkeypatch):
     envs, obs = first_steps(name, 1, monkeypatch)
-    assert (obs == first_steps(name, 1, monkeypatch)[1]).all()
     assert (obs != first_steps(name, 2, monkeypatch)[1]).any()
     courses = len({obs[:, i].tobytes() for i in range(6)})
     # Two of six may take the same number of no-ops, or meet the same orders, by chance.

@@ -177,18 +177,6 @@ def test_deterministic_evaluation_takes_the_likeliest_action(script, monkeypatch
         assert np.array_equal(actions, likeliest(policy))
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_the_agent_that_plays_is_the_trained_one(script):
-    module = MODULES[script]
-    run = train(script)
-    checkpoint = module.load_checkpoint(run)
-    agent, envs = evaluate.load_agent(module, checkpoint)
-    envs.close()
-    weights = agent.state_dict()
-    assert weights.keys() == checkpoint["agent"].keys()
-    assert all(torch.equal(checkpoint["agent"][name], value) for name, value in weights.items())
-
-
 def test_one_seed_fixes_the_games_and_another_plays_others():
     run = train()
     first, again, other = (play(run, episodes=10, seed=seed) for seed in (1, 1, 2))

@@ -3,13 +3,10 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import evaluate
 import ppo
-import ppo_atari
-import ppo_atari_envpool
 import ppo_continuous_action
 
 RUN = Path("run")
@@ -30,15 +27,16 @@ def test_cartpole_is_learned_and_evaluates_as_it_trained():
 def test_pendulum_swings_up_and_needs_its_statistics():
     """A random policy gets about -1200, a good one about -200; without the statistics of its training it is lost.
 
-    Five seeds ended between -327 and -204. Their agents got -240 to -156, and -1451 to -1149 without the statistics.
+    Five seeds ended between -337 and -170. Their agents got -285 to -144, and -1329 to -826 without the statistics.
     """
     args = ppo_continuous_action.Args(
         env_id="Pendulum-v1",
         total_timesteps=60_000,
         num_envs=4,
         num_steps=256,
+        num_minibatches=8,
         gamma=0.9,
-        learning_rate=1e-3,
+        learning_rate=2e-3,
         bootstrap_truncated=True,
         run_dir=RUN,
     )
@@ -54,13 +52,3 @@ def test_pendulum_swings_up_and_needs_its_statistics():
     agent, envs = evaluate.load_agent(ppo_continuous_action, checkpoint)
     fresh, _ = evaluate.play(agent, envs, evaluation, RUN)
     assert np.mean(fresh) < own - 200
-
-
-@pytest.mark.parametrize("script", [ppo_atari, ppo_atari_envpool])
-def test_atari_scripts_make_real_updates(script):
-    script.main(script.Args(num_envs=4, num_steps=64, total_timesteps=768, run_dir=RUN))
-    for name in ("policy_loss", "value_loss", "entropy", "approx_kl"):
-        values = logged(f"losses/{name}")
-        assert len(values) == 3
-        assert np.isfinite(values).all()
-    assert all(0 < entropy < np.log(4) + 1e-4 for entropy in logged("losses/entropy"))

@@ -44,7 +44,7 @@ def watched(tmp_path_factory):
 
 
 def test_one_process_does_what_ppo_atari_envpool_does_to_the_bit():
-    changes = {"num_envs": 4, "num_steps": 16, "total_timesteps": 320, "target_kl": 1e-4}
+    changes = {"num_envs": 4, "num_steps": 16, "total_timesteps": 192, "target_kl": 1e-4}
     changes |= {"bootstrap_truncated": True, "anneal_clip_coef": True, "device": "cpu"}
     agents = []
     for script in (ppo_atari_envpool, ppo_atari_multigpu, ppo_atari_multigpu):
