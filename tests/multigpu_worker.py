@@ -18,6 +18,7 @@ RANK = int(os.environ["RANK"])
 real_loss = script.ppo_loss
 real_save = script.save_checkpoint
 seen = {"minibatches": [], "updates": [], "actions": []}
+agents = []
 
 
 class WatchedEnvs(script.EnvPoolAtari):
@@ -32,15 +33,10 @@ class WatchedEnvs(script.EnvPoolAtari):
 
 def watched_loss(learner, mb, *inputs):
     if not seen["minibatches"]:
+        agents.append(learner.module)
         seen["first"] = {name: x.clone() for name, x in learner.module.state_dict().items()}
     seen["minibatches"].append(mb)
     return real_loss(learner, mb, *inputs)
-
-
-def train() -> None:
-    agent = script.main(script.parse_args())
-    result = seen | {"final": agent.state_dict(), "actions": np.stack(seen["actions"])}
-    torch.save(result, f"rank{RANK}.pt")
 
 
 def loss_with_kl(*inputs):
@@ -50,15 +46,6 @@ def loss_with_kl(*inputs):
     seen["updates"].append(update)
     kls = [(0.1, 0.6), (0.0, 1.0), (0.3, 0.3)]
     return loss, stats | {"approx_kl": torch.tensor(kls[update][RANK])}
-
-
-def deadly_loss(*inputs):
-    """The second process kills itself in the sixth update, unless it has been started again."""
-    result = watched_loss(*inputs)
-    first_start = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
-    if RANK == 1 and first_start and len(seen["minibatches"]) == 4 * 5 + 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return result
 
 
 def stopping_loss(*inputs):
@@ -77,7 +64,9 @@ def noted_save(run_dir, args, global_step, parts):
 
 script.EnvPoolAtari = WatchedEnvs
 script.save_checkpoint = noted_save
-script.ppo_loss = {"watch": loss_with_kl, "die": deadly_loss, "stop": stopping_loss}[
-    sys.argv.pop(1)
-]
-train()
+script.ppo_loss = {"watch": loss_with_kl, "stop": stopping_loss}[sys.argv.pop(1)]
+try:
+    script.main(script.parse_args())
+finally:
+    result = seen | {"final": agents[0].state_dict(), "actions": np.stack(seen["actions"])}
+    torch.save(result, f"rank{RANK}.pt")

@@ -1,6 +1,9 @@
-"""ppo_atari_multigpu.py with real processes: the same step everywhere, along the mean gradient; kills and stops."""
+"""ppo_atari_multigpu.py with real processes: the same step everywhere, along the mean gradient; stops and resumes.
+
+tests/long/kill_processes.py kills one of them."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -40,7 +43,12 @@ def watched(tmp_path_factory):
     process = torchrun(2, WORKER, *arguments, folder=folder)
     assert process.returncode == 0, process.stderr
     assert process.stderr.count("training on") == len(list(folder.glob("runs/*"))) == 1
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
+    (run,) = folder.glob("runs/*")
+    return SimpleNamespace(run=run, ranks=what_they_saw(folder, 2))
+
+
+def what_they_saw(folder: Path, processes: int) -> list[dict]:
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(processes)]
 
 
 def test_one_process_does_what_ppo_atari_envpool_does_to_the_bit():
@@ -54,14 +62,14 @@ def test_one_process_does_what_ppo_atari_envpool_does_to_the_bit():
 
 
 def test_processes_end_with_the_same_weights_to_the_last_bit(watched):
-    one, other = watched
+    one, other = watched.ranks
     assert all(torch.equal(other["final"][name], x) for name, x in one["final"].items())
     assert any(not torch.equal(one["first"][name], x) for name, x in one["final"].items())
 
 
 def test_processes_step_along_the_mean_of_their_gradients(watched):
     """One process repeats the training from the minibatches of both, with Adam as the official code has it."""
-    one, other = watched
+    one, other = watched.ranks
     args = ppo_atari_multigpu.Args()
     envs = SimpleNamespace(single_action_space=gym.spaces.Discrete(4))
     agent = ppo_atari_multigpu.Agent(envs)
@@ -92,63 +100,50 @@ def test_processes_step_along_the_mean_of_their_gradients(watched):
 
 def test_kl_stop_is_decided_by_the_mean_over_all(watched):
     """In the first update only the second process would stop, and none does; in the second update both do."""
-    for rank in watched:
+    for rank in watched.ranks:
         assert rank["updates"] == [0] * 4 + [1] * 2 + [2] * 4
 
 
 def test_no_environment_seed_occurs_twice(watched):
-    seeds = [seed for rank in watched for seed in rank["seeds"]]
+    seeds = [seed for rank in watched.ranks for seed in rank["seeds"]]
     assert len(seeds) == len(set(seeds)) == 6
 
 
 def test_processes_sample_different_actions(watched):
     """The policy is nearly uniform: the same random numbers would give nearly the same actions."""
-    one, other = (rank["actions"] for rank in watched)
+    one, other = (rank["actions"] for rank in watched.ranks)
     assert one.shape == other.shape == (3 * 16, 3)
     assert np.mean(one == other) < 0.5
 
 
-@pytest.fixture(scope="module")
-def killed(tmp_path_factory):
-    """A run of eight updates whose second process is killed in the sixth, after the checkpoint of the fourth."""
-    folder = tmp_path_factory.mktemp("killed")
-    run = ["--run-dir", "run", "--total-timesteps", 8 * ROWS, "--save-every", 2]
-    process = torchrun(2, "--max-restarts=1", WORKER, "die", *run, folder=folder)
-    assert process.returncode == 0, process.stderr
-    return folder
-
-
-def test_a_killed_process_restarts_all_from_the_last_checkpoint(killed, watched):
-    ranks = [torch.load(killed / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
-    for rank, before in zip(ranks, watched, strict=True):
-        assert len(rank["minibatches"]) == (8 - 4) * 2 * 2
-        # Nothing is drawn again that was drawn from the same --seed at the start of a run.
-        assert set(rank["seeds"]).isdisjoint(before["seeds"])
-        assert np.mean(rank["actions"][: 3 * 16] == before["actions"]) < 0.5
-    # The second process has got the weights and Adam's moments from the first.
-    for name, x in ranks[0]["final"].items():
-        assert torch.equal(ranks[1]["final"][name], x)
-    assert (killed / "saves").read_text().split() == [str(k * ROWS) for k in (2, 4, 6, 8)]
-    assert ppo_atari_multigpu.load_checkpoint(killed / "run")["global_step"] == 8 * ROWS
-    rates = EventAccumulator(str(killed / "run")).Reload().Scalars("charts/learning_rate")
-    assert [x.step for x in rates] == [ROWS * update for update in range(1, 9)]
-
-
-def test_three_processes_go_on_where_two_were_and_a_stop_of_torchrun_saves_once(killed):
+def test_three_processes_go_on_where_two_were_and_a_stop_of_torchrun_saves_once(watched, tmp_path):
     """The first process sends torchrun SIGTERM in the middle of its second update."""
-    (killed / "saves").unlink()
-    run = ["--run-dir", "run", "--total-timesteps", 1_000_000, "--save-every", 1_000_000]
-    process = torchrun(3, WORKER, "stop", *run, folder=killed)  # and all processes have ended
+    run = shutil.copytree(watched.run, tmp_path / "run")
+    arguments = ["--run-dir", "run", "--total-timesteps", 1_000_000, "--save-every", 1_000_000]
+    process = torchrun(3, WORKER, "stop", *arguments, folder=tmp_path)  # and all of them have ended
     assert process.returncode != 0
     assert process.stderr.count("to resume, add --run-dir run") == 1
     assert "[rank" not in process.stderr, "a process ended with an error"
-    checkpoint = ppo_atari_multigpu.load_checkpoint(killed / "run")
-    assert (killed / "saves").read_text().split() == [str(checkpoint["global_step"])]
-    assert checkpoint["global_step"] >= (8 + 2) * ROWS
+    checkpoint = ppo_atari_multigpu.load_checkpoint(run)
+    assert (tmp_path / "saves").read_text().split() == [str(checkpoint["global_step"])]
+    assert checkpoint["global_step"] >= (3 + 2) * ROWS
     assert checkpoint["global_step"] % ROWS == 0
-    # The optimiser has gone on from the steps of the two processes.
+    rates = EventAccumulator(str(run)).Reload().Scalars("charts/learning_rate")
+    updates = checkpoint["global_step"] // ROWS
+    assert [x.step for x in rates] == [ROWS * update for update in range(1, updates + 1)]
+    # The optimiser has gone on from the ten steps of the two processes.
     steps = checkpoint["optimizer"]["param_groups"][0]["steps"]
-    assert steps == checkpoint["global_step"] // ROWS * 2 * 2
+    assert steps == 10 + (updates - 3) * 2 * 2
+
+    # All have got the weights from the first, and nothing is drawn again.
+    ranks = what_they_saw(tmp_path, 3)
+    for name, x in watched.ranks[0]["final"].items():
+        assert all(torch.equal(rank["first"][name], x) for rank in ranks)
+        assert all(torch.equal(rank["final"][name], ranks[0]["final"][name]) for rank in ranks)
+    seeds = [seed for rank in (*watched.ranks, *ranks) for seed in rank["seeds"]]
+    assert len(seeds) == len(set(seeds)) == 6 + 6
+    before, after = (rank["actions"][:16, :2] for rank in (watched.ranks[0], ranks[0]))
+    assert np.mean(before == after) < 0.5
 
 
 def test_restarts_without_a_run_folder_are_refused(monkeypatch):
