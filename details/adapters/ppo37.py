@@ -4,8 +4,8 @@ The scripts keep their parts inside main where that reads better; `train` runs o
 looks at what it does.
 """
 
+import contextlib
 import math
-import os
 import sys
 import tempfile
 from functools import cache
@@ -158,15 +158,11 @@ def train(script, **args):
         seen.rates.append(self.param_groups[0]["lr"])
         return real_step(self, closure)
 
-    folder = os.getcwd()
     try:
         script.Batch.select, script.ppo_loss, script.Adam.step = select, ppo_loss, step
-        with tempfile.TemporaryDirectory() as path:
-            os.chdir(path)
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
             script.main(script.Args(**args, device="cpu"))
-            os.chdir(folder)
     finally:
-        os.chdir(folder)
         script.Batch.select, script.ppo_loss, script.Adam.step = real_select, real_loss, real_step
     return seen
 
