@@ -275,22 +275,21 @@ def official_shapes(part: Part, case: Case) -> list[tuple[int, ...]]:
 def run_check(part: Part, check: Check, adapter: Adapter, details) -> list[Finding]:
     _, official = check.forms[0]
     outputs = []
-    worst = (0.0, 0.0, "")
+    deviations = []
     for case in check.cases:
         got, dtype = adapter.arrays(part, case.inputs, official_shapes(part, case))
         if check.transform:
             got = check.transform(case.inputs, got)
         outputs.append((case, got, dtype))
         expected = case.recorded or expected_of(case, official)
-        deviation, relative = distance(got, expected)
-        if relative >= worst[1]:
-            size = max(np.abs(x[np.isfinite(x)]).max(initial=0) for x in expected)
-            worst = (deviation, relative, case.name, float(size))
+        size = max(np.abs(x[np.isfinite(x)]).max(initial=0) for x in expected)
+        deviations.append((*distance(got, expected), float(size), case.name))
+    deviation, _, size, worst = max(deviations, key=lambda x: x[1])
+    off = {"deviation": deviation, "official_size": size, "case": worst}
     bad = [case.name for case, got, dtype in outputs if not fits(case, official, True, got, dtype)]
-    off = {"deviation": worst[0], "official_size": worst[3], "case": worst[2]}
     if not bad:
         return [
-            finding(part, label, details, verdict="official", deviation=worst[0])
+            finding(part, label, details, verdict="official", deviation=deviation)
             for label in check.labels
         ]
     if len(bad) == 1 and bad[0] in check.telling:
