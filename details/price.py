@@ -15,6 +15,7 @@ as it is at the end of its training. The price of a detail is the difference wit
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ import matplotlib.style
 import msgspec
 import numpy as np
 import tyro
-from catalogue import ROOT, apply, load
+from catalogue import ROOT, Change, Edit, apply, load
 from matplotlib.figure import Figure
 from rliable import library
 
@@ -46,6 +47,9 @@ class Experiment(msgspec.Struct, forbid_unknown_fields=True):
     seeds: int  # 1 to this number
     changes: list[str]  # of the catalogue, by their full names
     flags: dict[str, str] = {}  # instead of a change
+    options: str = ""  # flags of all rows
+    modules: list[str] = []  # files of this folder that the script imports
+    edits: list[Edit] = []  # of the script, in all rows
 
     @property
     def plan(self) -> str:
@@ -84,6 +88,7 @@ def slug(row: str) -> str:
 def write_plan(experiment: Experiment) -> Path:
     """Write the changed scripts, and the plan that trains them; return its path."""
     source = (ROOT / f"{experiment.script}.py").read_text(encoding="utf-8")
+    source = apply(Change(edits=experiment.edits, tests=[]), experiment.script, source)
     changes = load().changes()
     settings = {COMPLETE: (source, "")}
     settings |= {
@@ -93,16 +98,18 @@ def write_plan(experiment: Experiment) -> Path:
     lines = []
     for seed in range(1, experiment.seeds + 1):
         for row, (text, flags) in settings.items():
-            path = Path("runs", "price", slug(row), f"{experiment.script}.py")
+            path = Path("runs", "price", experiment.name, slug(row), f"{experiment.script}.py")
             (ROOT / path).parent.mkdir(parents=True, exist_ok=True)
             (ROOT / path).write_text(text, encoding="utf-8")
+            for name in experiment.modules:
+                shutil.copy(Path(__file__).with_name(name), (ROOT / path).parent)
             setting = {
                 "name": slug(row),
                 "script": str(path),
                 "env_ids": experiment.env_ids,
                 "seeds": [seed],
                 "steps": experiment.steps,
-                "flags": flags,
+                "flags": f"{experiment.options} {flags}".strip(),
             }
             lines += ["[[settings]]", *(f"{key} = {json.dumps(x)}" for key, x in setting.items())]
     plan = ROOT / "runs" / "price" / f"{experiment.plan}.toml"

@@ -1,7 +1,9 @@
 """The recurrent agent: its state, its gradient, its minibatches, and a task that needs memory."""
 
 import copy
+import sys
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import gymnasium as gym
@@ -12,6 +14,9 @@ from torch import nn
 
 import ppo_atari
 import ppo_atari_lstm as script
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "details"))
+from recall import Recall
 
 SPACES = SimpleNamespace(single_action_space=gym.spaces.Discrete(4))
 
@@ -548,26 +553,6 @@ def test_environments_that_do_not_divide_into_minibatches_are_refused():
 
 
 # Memory
-
-
-class Recall(gym.Env):
-    """The left or the right half lights up, then five to seven dark frames, then a bright one: which half was it?"""
-
-    observation_space = gym.spaces.Box(0, 255, (84, 84), np.uint8)
-    action_space = gym.spaces.Discrete(2)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.half, self.dark = self.np_random.integers(2), self.np_random.integers(5, 8)
-        frame = np.zeros((84, 84), np.uint8)
-        frame[:, 42 * self.half :][:, :42] = 255
-        return frame, {}
-
-    def step(self, action):
-        self.dark -= 1
-        over = self.dark < -1
-        reward = 0 if not over else 1 if action == self.half else -1
-        return np.full((84, 84), 255 * (self.dark == -1), np.uint8), reward, over, False, {}
 
 
 MEMORY = {
