@@ -64,7 +64,9 @@ def relink(text: str, folder: str, linked: set[str]) -> str:
             linked.add(path)
         return before + path.removeprefix("docs/")
 
-    return re.sub(r'(\]\(|src=")([\w./-]+)(?=[)#"])', new, text)
+    text = re.sub(r'(\]\(|src=")([\w./-]+)(?=[)#"])', new, text)
+    # A detail's own section says more than the table.
+    return re.sub(r"\[(\w+ \d+)\]\(details\.md\)", lambda m: f"[{m[1]}]({place(m[1])})", text)
 
 
 def readme(text: str) -> dict[str, str]:
@@ -78,7 +80,7 @@ def readme(text: str) -> dict[str, str]:
     home = f"{before}## [{title}](research.md)\n{heading}{after}"
     return {
         "index.md": f"---\nhide: [navigation]\n---\n\n{home}",
-        "research.md": f"# {title}\n{research}",
+        "research.md": f"# {title}\n{research}".replace("\n### ", "\n## "),
     }
 
 
@@ -243,11 +245,15 @@ def describe(detail: Detail) -> str:
         parts.append(f"```math\n{detail.equation}\n```")
     if detail.official:
         parts.append(f"**Official code.** {', '.join(map(link, detail.official))}")
+    if detail.deviation:
+        # Its links are those of docs/details.md.
+        text = re.sub(r"\]\((?=\w+\.md)", "](../", detail.deviation)
+        parts.append(f"**Ours differs.** {text}")
     if detail.removal:
         without = price(f"{detail.label}: {detail.name}")
         parts.append(f"**Without it.** {detail.removal.instead}{without}")
     elif detail.kept:
-        parts.append(f"**Not to be left out.** {detail.kept}")
+        parts.append(f"**Cannot be removed.** {detail.kept}")
     else:
         found = "".join(
             f" {row.partition(': ')[2].capitalize()}.{price(row)}" for row in settings(detail)
@@ -260,17 +266,15 @@ def section(detail: Detail) -> str:
     """Return all that the catalogue says of a detail."""
     label = detail.label
     parts = [f"## {label}: {detail.name} {{#{anchor(label)}}}", describe(detail)]
-    if detail.deviation:
-        # Its links are those of docs/details.md.
-        text = re.sub(r"\]\((?=\w+\.md)", "](../", detail.deviation)
-        parts.append(f"**Ours differs.** {text}")
     _, line = PLACES[detail.scripts[0]][label]
     links = [f"[{s}.py](../scripts/{s}.md#{PLACES[s][label][0]})" for s in detail.scripts]
-    parts.append(f"**Where.** `{line}` in {', '.join(links)}")
+    parts.append(f"**Where.** ``{line}`` in {', '.join(links)}")
     if detail.removal:
         parts.append(f"**Tests that notice its absence.** {tests(detail.removal)}")
     if detail.variants:
-        parts.append("**What goes wrong with it**, and the tests that notice:")
+        parts.append(
+            "**Known mistakes.** Each was planted in the scripts; the tests named behind it failed."
+        )
         parts.append(bullets([mistake(variant, f"{label}: ") for variant in detail.variants]))
     return join(parts)
 
@@ -283,7 +287,7 @@ def detail_pages() -> dict[str, str]:
         head = f"---\nsearch: {{boost: 4}}\n---\n\n# {family(label)} details"
         pages[path] = join([pages.get(path, head), section(detail)])
     faults = bullets([mistake(fault) for fault in CATALOGUE.faults])
-    head = "# Mistakes that belong to no detail\n\nBehind each are the tests that notice it."
+    head = "# Mistakes that belong to no detail\n\nEach was planted in the scripts; the tests named behind it failed."
     return pages | {"details/faults.md": join([head, faults])}
 
 
@@ -309,8 +313,9 @@ def index(text: str) -> str:
 
 
 def math(source: str, *_, **__) -> str:
-    """Return an equation as browsers draw it."""
-    return f'<div class="math">{convert(source, display="block")}</div>'
+    """Return equations as browsers draw them, one below the other."""
+    equations = [convert(equation, display="block") for equation in source.split(r", \qquad")]
+    return f'<div class="math">{"".join(equations)}</div>'
 
 
 def on_config(config):
@@ -332,6 +337,7 @@ def on_files(files, config):
     }
     pages |= readme(pages["index.md"])
     pages["details.md"] = index(pages["details.md"])
+    pages["results.md"] = f"---\nhide: [toc]\n---\n\n{pages['results.md']}"  # its tables are wide
     pages |= detail_pages()
     pages |= {f"scripts/{script}.md": script_page(script) for script in SCRIPTS}
     pages |= {f"diffs/{new}.md": diff_page(old, new) for old, new in DIFFS}

@@ -752,6 +752,50 @@ def test_several_mistakes_are_all_named():
     ]
 
 
+@pytest.mark.parametrize(
+    ("part", "edits", "names"),
+    [
+        (  # discounted sums of rewards, with nothing after the segment
+            "gae",
+            {
+                "gamma * gae_lambda * goes_on": "gamma * goes_on",
+                "following, advantage = next_value,": "following, advantage = 0 * next_value,",
+            },
+            ["Core 5: without", "Core 5: nothing stands for what follows the segment"],
+        ),
+        (
+            "normalize_advantages",
+            {
+                "x.std() + 1e-8": "x.std(ddof=1) + 1e-10",
+                "normalize(advantages[rows])": "normalize(advantages)[rows]",
+            },
+            [
+                "Core 7: the advantages are normalised over the whole batch",
+                "Core 7: the advantages are divided by the sample standard deviation",
+                "Core 7: 1e-10 is added to the deviation",
+            ],
+        ),
+        (
+            "loss",
+            {
+                "return policy_loss - ent_coef * entropies.mean() + vf_coef *": "return policy_loss + 2 *"
+            },
+            [
+                "Core 10: the value loss has no weight",
+                "Core 10: the value loss is the whole squared error instead of its half",
+                "Core 10: there is no entropy bonus",
+            ],
+        ),
+    ],
+)
+def test_several_mistakes_of_one_detail_are_all_named(part, edits, names):
+    source = PLAIN
+    for old, new in edits.items():
+        assert source.count(old) == 1, old
+        source = source.replace(old, new)
+    assert list(wrong(adapter(source, "float64", part))) == names
+
+
 def test_what_is_wrong_in_no_known_way_is_said_to_differ():
     source = PLAIN.replace("goes_on = 1 - dones[t]", "goes_on = 0.5")
     (found,) = wrong(adapter(source, "float64", "gae")).values()
@@ -949,7 +993,15 @@ def test_report_as_text_and_json_and_the_exit_code(tmp_path):
             "ValueError: matmul",
         ),
         ("def loss(**_):\n    return [1, 2]", "loss has the shape (2,), expected ()"),
-        ("def gae(rewards):\n    return 1", "TypeError: gae() got an unexpected keyword"),
+        (
+            "def gae(rewards):\n    return 1",
+            "the arguments are (rewards), expected (rewards, values, dones, next_value, gamma,",
+        ),
+        (
+            "def callee():\n    raise NotImplementedError\ndef gae(**_):\n    callee()",
+            "NotImplementedError",
+        ),
+        ("def gae(**_):\n    raise SystemExit('no')", "SystemExit: no"),
         (
             "def optimizer_steps(parameters, **_):\n    return parameters[:1]",
             "returned 1, expected 3 arrays: parameters[0] (6, 4)",
@@ -981,7 +1033,10 @@ def test_an_error_in_the_adapter_is_one_line(text, message, tmp_path):
     ("text", "message"),
     [
         ("import nowhere", "yours.py: ModuleNotFoundError: No module named 'nowhere'"),
-        ("dtype = 'float16'", "dtype is float16, expected float32 or float64"),
+        ("dtype = 'float16'", "dtype is float16, expected np.float32 or np.float64"),
+        ("dtype = 1.5", "dtype is 1.5, expected np.float32 or np.float64"),
+        ("import argparse\nif (", "yours.py: SyntaxError: '(' was never closed (yours.py, line 2)"),
+        ("import sys\nsys.exit('no')", "yours.py: SystemExit: no (yours.py, line 2)"),
     ],
 )
 def test_an_adapter_that_cannot_be_used_is_one_line(text, message, tmp_path):
@@ -994,6 +1049,16 @@ def test_an_adapter_that_cannot_be_used_is_one_line(text, message, tmp_path):
 def test_a_missing_adapter_is_one_line(tmp_path):
     result = run(str(tmp_path / "none.py"))
     assert result.stderr == f"ppo-check: there is no file {tmp_path / 'none.py'}\n"
+    (tmp_path / "adapter.txt").write_text(PLAIN)
+    result = run(str(tmp_path / "adapter.txt"))
+    assert result.stderr.startswith("ppo-check: adapter.txt is not the name of a Python file")
+
+
+def test_a_misspelt_function_is_found():
+    module = types.ModuleType("adapter")
+    assert "optimizer_steps" in ppo_check.check_adapter(module)[1]
+    module.optimizer_step = None
+    assert "optimizer_steps (there is optimizer_step)" in ppo_check.check_adapter(module)[1]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def test_a_price_is_the_difference_of_returns_between_the_untrained_and_the_comp
     assert none.interval[0] < -0.05
     assert none.interval[1] > 0.05
     text = price.table("A-v0", [half, none])
-    assert "Core 7: Advantages are normalised in each minibatch | -0.50 (" in text
+    assert "Core 7: Advantage normalization, in each minibatch | -0.50 (" in text
 
 
 def test_nothing_is_said_of_a_single_seed(root):

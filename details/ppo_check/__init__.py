@@ -9,7 +9,9 @@ the official recordings and with made-up cases that tell the known mistakes apar
 
 import argparse
 import contextlib
+import difflib
 import importlib.util
+import inspect
 import sys
 import textwrap
 import traceback
@@ -144,20 +146,27 @@ def load_adapter(path: str):
     path = Path(path).resolve()
     if not path.is_file():
         raise AdapterError(f"there is no file {path}")
+    if path.suffix != ".py":
+        raise AdapterError(f"{path.name} is not the name of a Python file, which ends with .py")
     sys.path.append(str(path.parent))
+    sys.argv = [str(path)]  # what an imported script may read
     spec = importlib.util.spec_from_file_location("adapter", path)
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise AdapterError(f"{path.name}: {one_line(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise AdapterError(f"{path.name}: {one_line(error, path)}") from error
     return module
 
 
-def one_line(error: Exception) -> str:
-    """Return what was raised, and where."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
+def one_line(error: BaseException, adapter: Path | None = None) -> str:
+    """Return what was raised, and where: in the adapter, if it passed there."""
     what, *_ = f"{type(error).__name__}: {error}".strip(": ").splitlines()
+    if isinstance(error, SyntaxError):  # says itself where it is
+        return what
+    places = traceback.extract_tb(error.__traceback__)
+    own = [place for place in places if adapter and place.filename == str(adapter)]
+    place = (own or places)[-1]
     return f"{what} ({Path(place.filename).name}, line {place.lineno})"
 
 
@@ -182,19 +191,35 @@ class Adapter:
 
     def __init__(self, module):
         self.module = module
-        self.dtype = np.dtype(getattr(module, "dtype", "float32"))
+        self.path = getattr(module, "__file__", None)
+        dtype = getattr(module, "dtype", "float32")
+        try:
+            self.dtype = np.dtype(dtype)
+        except TypeError as error:
+            raise AdapterError(f"dtype is {dtype}, expected np.float32 or np.float64") from error
         if self.dtype.name not in RTOL:
-            raise AdapterError(f"dtype is {self.dtype.name}, expected float32 or float64")
+            raise AdapterError(f"dtype is {self.dtype}, expected np.float32 or np.float64")
 
     def call(self, part: Part, inputs: dict, wanted: str):
         """Return what a function returns; `wanted` says what that should be."""
+        function = getattr(self.module, part.name)
+        signature = inspect.signature(function)
         try:
-            return getattr(self.module, part.name)(**cast(inputs, self.dtype))
-        except NotImplementedError as error:
-            raise NotGiven from error
-        except Exception as error:
+            signature.bind(**inputs)
+        except TypeError as error:
+            message = f"the arguments are {signature}, expected ({part.arguments}), by these names"
+            raise AdapterError(message) from error
+        try:
+            return function(**cast(inputs, self.dtype))
+        except (Exception, SystemExit) as error:
+            # Not filled in, if the function itself says so, and nothing that it calls
+            if (
+                isinstance(error, NotImplementedError)
+                and error.__traceback__.tb_next.tb_next is None
+            ):
+                raise NotGiven from error
             given = {name: x.shape for name, x in inputs.items() if isinstance(x, np.ndarray)}
-            message = f"{one_line(error)}; given: {shapes(given, given.values())}"
+            message = f"{one_line(error, self.path)}; given: {shapes(given, given.values())}"
             raise AdapterError(f"{message}; expected: {wanted}") from error
 
     def arrays(
@@ -220,8 +245,8 @@ class Adapter:
                     dtype = array.dtype
                 arrays.append(array.astype(np.float64))
             except (TypeError, ValueError, RuntimeError) as error:
-                message = f"{name} is no array of numbers, expected the shape {shape}"
-                raise AdapterError(message) from error
+                message = f"{name} is no array of numbers, expected the shape {shape}: {error}"
+                raise AdapterError(" ".join(message.split())) from error
             if array.shape != shape:
                 raise AdapterError(f"{name} has the shape {array.shape}, expected {shape}")
         return tuple(arrays), dtype.name
@@ -372,7 +397,8 @@ def check_adapter(module) -> tuple[list[Finding], list[str]]:
         try:
             found += run_part(part, adapter, details)
         except NotGiven:
-            missing.append(part.name)
+            similar = difflib.get_close_matches(part.name, vars(module), n=1, cutoff=0.85)
+            missing += [f"{part.name} (there is {similar[0]})" if similar else part.name]
         except AdapterError as error:
             label = part.details[0] if part.details else ""
             found.append(Finding(part.name, label, "error", what=str(error)))
@@ -386,7 +412,7 @@ VERDICTS = {
     "official": "as the official code",
     "sound": "sound, but not the official form:",
     "variant": "equals a known variant:",
-    "differs": "differs",
+    "differs": "differs:",
     "error": "error in the adapter:",
 }
 
@@ -453,7 +479,10 @@ def listing() -> str:
 
 TEMPLATE = '''"""What ppo-check calls: fill in the parts that your PPO has, and leave or delete the others.
 
-All arrays are NumPy's, of the precision below. Call your own code; do not write it anew.
+All arrays are NumPy's, of the precision below. Call your own code; do not write it anew. Where it
+is a line inside of a loop, repeat that line, with the argument in the place of a constant of yours
+(ent_coef, not 0.01). Where yours does not do a step, say no normalisation, return what came in. The
+names of functions and arguments must stay.
 """
 
 import numpy as np

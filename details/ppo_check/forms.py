@@ -14,6 +14,7 @@ Fault = tuple[str, str]  # ("Core 5", the variant's name), or ("Core 5", "withou
 Form = tuple[tuple[Fault, ...], Callable]
 WITHOUT = "without"
 
+OTHER_EPSILONS = (1e-5, 1e-6, 1e-7, 1e-10, 1e-12)
 # Forms that are not in the catalogue's list of variants. Sound ones are no mistakes.
 SOUND = {
     ("Core 13", WITHOUT): (
@@ -36,6 +37,13 @@ SOUND = {
         "The official code adds 1e-8 to it. The two differ only where the advantages of a "
         "minibatch are nearly equal."
     ),
+    **{
+        ("Core 7", f"{epsilon} is added to the deviation"): (
+            "The official code adds 1e-8 to it. The two differ only where the advantages of a "
+            "minibatch are nearly equal."
+        )
+        for epsilon in OTHER_EPSILONS
+    },
     ("Atari 7", "the stack of a new episode starts black"): (
         "So it is in the official training, whose VecFrameStack fills up with black; the official "
         "FrameStack, which was recorded, starts with four copies of the first image."
@@ -58,6 +66,10 @@ OTHERS = {
     ("Core 7", "nothing is added to the deviation"): (
         "Where all advantages of a minibatch are equal, the division by 0 makes them NaN, and with "
         "them every weight."
+    ),
+    ("Core 10", "there is no entropy bonus"): (
+        "Nothing holds the policy back from becoming certain. For MuJoCo the official weight of the "
+        "bonus is 0, too."
     ),
     ("Core 10", "the value loss is smooth L1"): (
         "Beyond an error of 1 the gradient no longer grows, so returns with rare large values pull "
@@ -117,8 +129,8 @@ def late(flags, first) -> np.ndarray:
     return np.concatenate([first[None], flags[:-1]])
 
 
-def gae(change: Callable | None = None) -> Callable:
-    """Return GAE of its inputs; `change` gets them first, with the two sorts of ends."""
+def gae(*changes: Callable | None) -> Callable:
+    """Return GAE of its inputs; `changes` get them first, with the two sorts of ends."""
 
     def form(rewards, values, dones, next_value, gamma, gae_lambda):
         x = {
@@ -130,7 +142,8 @@ def gae(change: Callable | None = None) -> Callable:
             "gamma": gamma,
             "gae_lambda": gae_lambda,
         }
-        x |= change(x) if change else {}
+        for change in filter(None, changes):
+            x |= change(x)
         return (advantages_of(following=next_values(x["values"], x.pop("next_value")), **x),)
 
     return form
@@ -148,29 +161,32 @@ def late_ends(x, first: Callable) -> dict:
 THROUGH = "the value of the next episode's first observation is bootstrapped through an end"
 PAST = "the sum runs on past the end of an episode"
 LATE = "the flag of an episode's end counts one step late"
-ADVANTAGES = [
-    ((), gae()),
-    ((("Core 5", WITHOUT),), gae(lambda x: {"gae_lambda": 1.0})),
-    ((("Core 5", PAST),), gae(no_ends("sum_ends"))),
-    ((("Core 5", THROUGH),), gae(no_ends("delta_ends"))),
-    ((("Core 5", PAST), ("Core 5", THROUGH)), gae(no_ends("delta_ends", "sum_ends"))),
+
+
+LAMBDAS = {"": None, WITHOUT: lambda x: {"gae_lambda": 1.0}}
+ENDS = {
+    "": None,
+    PAST: no_ends("sum_ends"),
+    THROUGH: no_ends("delta_ends"),
     # The first flag may be the last one of the segment, or none.
-    ((("Core 5", LATE),), gae(partial(late_ends, first=lambda ends: ends[-1]))),
-    ((("Core 5", LATE),), gae(partial(late_ends, first=lambda ends: 0 * ends[0]))),
-    (
-        (("Core 5", "nothing stands for what follows the segment"),),
-        gae(lambda x: {"next_value": 0 * x["next_value"]}),
-    ),
-    (
-        (
-            (
-                "Core 5",
-                "the segment is bootstrapped from its last observation instead of the next one",
-            ),
-        ),
-        gae(lambda x: {"next_value": x["values"][-1]}),
-    ),
-]
+    LATE: partial(late_ends, first=lambda ends: ends[-1]),
+    f"{LATE} ": partial(late_ends, first=lambda ends: 0 * ends[0]),
+}
+SEGMENT_ENDS = {
+    "": None,
+    "nothing stands for what follows the segment": lambda x: {"next_value": 0 * x["next_value"]},
+    "the segment is bootstrapped from its last observation instead of the next one": lambda x: {
+        "next_value": x["values"][-1]
+    },
+}
+ADVANTAGES = choices(
+    ("Core 5", LAMBDAS),
+    ("Core 5", ENDS),
+    ("Core 5", SEGMENT_ENDS),
+    of=gae,
+)
+# The two together are GAE without any ends.
+ADVANTAGES.append(((("Core 5", PAST), ("Core 5", THROUGH)), gae(no_ends("delta_ends", "sum_ends"))))
 
 # What is added to the advantages
 TARGETS = [
@@ -204,37 +220,33 @@ def by_time_alone(x) -> np.ndarray:
     return x["truncated"] * (1 - x["terminated"])
 
 
-TRUNCATED = [
-    ((), truncated_gae(lambda x: 0 * x["truncated"])),
-    (
-        (("Core 5", "time limits are bootstrapped from the final observation"),),
-        truncated_gae(by_time_alone),
+def changed(form: Callable, *changes: Callable | None) -> Callable:
+    def with_changes(**x):
+        for change in filter(None, changes):
+            x |= change(x)
+        return form(**x)
+
+    return with_changes
+
+
+TIME_LIMITS = {
+    "": truncated_gae(lambda x: 0 * x["truncated"]),
+    "time limits are bootstrapped from the final observation": truncated_gae(by_time_alone),
+    "the sum runs on past a time limit": past_time_limits,
+    "the final observation of a time limit is taken from the next episode": truncated_gae(
+        by_time_alone, lambda x: x["gamma"] * next_values(x["values"], x["next_value"])
     ),
-    ((("Core 5", "the sum runs on past a time limit"),), past_time_limits),
-    (
-        (
-            (
-                "Core 5",
-                "the final observation of a time limit is taken from the next episode",
-            ),
-        ),
-        truncated_gae(
-            by_time_alone, lambda x: x["gamma"] * next_values(x["values"], x["next_value"])
-        ),
+    "true ends are bootstrapped like time limits": truncated_gae(
+        lambda x: np.maximum(x["terminated"], x["truncated"])
     ),
-    (
-        (("Core 5", "true ends are bootstrapped like time limits"),),
-        truncated_gae(lambda x: np.maximum(x["terminated"], x["truncated"])),
+    "an end that is also a time limit is bootstrapped": truncated_gae(lambda x: x["truncated"]),
+    "the value of a final observation is not discounted": truncated_gae(
+        by_time_alone, lambda x: x["final_values"]
     ),
-    (
-        (("Core 5", "an end that is also a time limit is bootstrapped"),),
-        truncated_gae(lambda x: x["truncated"]),
-    ),
-    (
-        (("Core 5", "the value of a final observation is not discounted"),),
-        truncated_gae(by_time_alone, lambda x: x["final_values"]),
-    ),
-]
+}
+TRUNCATED = choices(
+    ("Core 5", TIME_LIMITS), ("Core 5", LAMBDAS), ("Core 5", SEGMENT_ENDS), of=changed
+)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -268,6 +280,10 @@ NORMALIZED = choices(
             "": lambda std: std + 1e-8,
             "nothing is added to the deviation": lambda std: std,
             "the deviation counts as 1e-6 at least": lambda std: np.maximum(std, 1e-6),
+            **{
+                f"{epsilon} is added to the deviation": partial(np.add, epsilon)
+                for epsilon in OTHER_EPSILONS
+            },
         },
     ),
     of=normalized,
@@ -372,17 +388,14 @@ VALUE_ERRORS = {
     "the value is clipped around the new prediction": partial(value_errors, np.maximum, around_new),
     "the clipped value error alone counts": partial(value_errors, second, around_old),
 }
-WEIGHTS = {
-    "": lambda vf_coef: vf_coef,
-    "the value loss has no weight": lambda vf_coef: 1.0,
-    "the value loss is the whole squared error instead of its half": lambda vf_coef: 2 * vf_coef,
-}
+WEIGHTS = {"": lambda vf_coef: vf_coef, "the value loss has no weight": lambda vf_coef: 1.0}
+SHARES = {"": 1, "the value loss is the whole squared error instead of its half": 2}
 
 
-def value_term(errors: Callable, error: Callable, weight: Callable, gradient: bool) -> Callable:
+def value_term(errors: Callable, error: Callable, weight, share, gradient: bool) -> Callable:
     def form(values, old_values, returns, clip_coef, vf_coef, **_):
         def rows(x):
-            return weight(vf_coef) * errors(error, x, old_values, returns, clip_coef)
+            return share * weight(vf_coef) * errors(error, x, old_values, returns, clip_coef)
 
         if gradient:
             return (slope(rows, values) / len(values),)
@@ -396,6 +409,7 @@ def value_forms(gradient: bool) -> list[Form]:
         ("Core 9", VALUE_ERRORS),
         ("Core 10", {"": half_square, "the value loss is smooth L1": smooth_l1}),
         ("Core 10", WEIGHTS),
+        ("Core 10", SHARES),
         of=partial(value_term, gradient=gradient),
     )
 
@@ -411,7 +425,14 @@ def entropy_term(sign: int, gradient: bool) -> Callable:
 
 def entropy_forms(gradient: bool) -> list[Form]:
     return choices(
-        ("Core 10", {"": -1, "the entropy has the wrong sign, so that certainty is rewarded": 1}),
+        (
+            "Core 10",
+            {
+                "": -1,
+                "there is no entropy bonus": 0,
+                "the entropy has the wrong sign, so that certainty is rewarded": 1,
+            },
+        ),
         of=partial(entropy_term, gradient=gradient),
     )
 

@@ -883,7 +883,8 @@ SAMPLES = Part(
     "gaussian_samples",
     "means, logstds, count",
     "actions",
-    "means, logstds: (size,); actions: (count, size), as many draws from the policy.",
+    "means, logstds: (size,); actions: (count, size), 20,000 draws from the policy: draw them at "
+    "once if you can.",
     checks=(
         Check(
             ("Continuous 1", "Continuous 3"),
