@@ -1059,6 +1059,13 @@ def test_a_misspelt_function_is_found():
     assert "optimizer_steps" in ppo_check.check_adapter(module)[1]
     module.optimizer_step = None
     assert "optimizer_steps (there is optimizer_step)" in ppo_check.check_adapter(module)[1]
+    module = types.ModuleType("adapter")
+    exec(ppo_check.template(), module.__dict__)
+    module.gaussian_sample = None
+    assert ppo_check.check_adapter(module)[1] == [
+        f"{part.name} (there is gaussian_sample)" if part.name == "gaussian_samples" else part.name
+        for part in PARTS
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -397,7 +397,8 @@ def check_adapter(module) -> tuple[list[Finding], list[str]]:
         try:
             found += run_part(part, adapter, details)
         except NotGiven:
-            similar = difflib.get_close_matches(part.name, vars(module), n=1, cutoff=0.85)
+            others = set(vars(module)) - {part.name for part in PARTS}
+            similar = difflib.get_close_matches(part.name, others, n=1, cutoff=0.85)
             missing += [f"{part.name} (there is {similar[0]})" if similar else part.name]
         except AdapterError as error:
             label = part.details[0] if part.details else ""
