@@ -1,5 +1,6 @@
 """The price of details: which scripts are trained, and what is made of their results."""
 
+import shutil
 import sys
 import tomllib
 from pathlib import Path
@@ -53,6 +54,16 @@ def test_experiments_name_what_is_there():
         for row in experiment.changes:
             assert experiment.script in changes[row].scripts
         assert len({price.slug(row) for row in experiment.rows()}) == len(experiment.rows())
+
+
+def test_every_experiment_has_its_scripts(root):
+    for experiment in price.read_experiments():
+        shutil.copy(ROOT / f"{experiment.script}.py", root)
+        plan = tomllib.loads(price.write_plan(experiment).read_text())["settings"]
+        assert all(setting["flags"].startswith(experiment.options) for setting in plan)
+        for path in {root / setting["script"] for setting in plan}:
+            compile(path.read_text(), path, "exec")
+            assert all((path.parent / name).is_file() for name in experiment.modules)
 
 
 def write_results(root, setting: str, finals: list[float]) -> None:
