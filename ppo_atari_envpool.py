@@ -5,7 +5,7 @@
 #     "torch==2.13.0", "tqdm==4.70.1", "tyro==1.0.17",
 # ]
 # ///
-"""Proximal Policy Optimization for Atari games, through EnvPool: the fast one.
+"""Proximal Policy Optimization for Atari games through EnvPool, for many cores.
 
     python ppo_atari_envpool.py --env-id Breakout-v5
 

@@ -18,10 +18,7 @@ library, env_id, steps = sys.argv[1:]  # stable_baselines3 or sbx
 torch.set_num_threads(1)
 if env_id == "CartPole-v1":
     envs, hyperparameters = make_vec_env(env_id, n_envs=4), VECTORS
-else:
-    envs, hyperparameters = (
-        VecNormalize(make_vec_env(env_id)),
-        {},
-    )  # for MuJoCo the defaults are ours
+else:  # MuJoCo, for which the libraries' defaults are ours
+    envs, hyperparameters = VecNormalize(make_vec_env(env_id)), {}
 ppo = importlib.import_module(library).PPO
 ppo("MlpPolicy", envs, tensorboard_log="log", **hyperparameters).learn(int(steps))
