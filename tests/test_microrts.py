@@ -78,10 +78,10 @@ def play(seed: int, episodes: int) -> tuple[list[float], list[bytes]]:
 
 
 def test_one_seed_fixes_the_random_opponent_and_another_seed_is_another_one():
-    (first, seen), (again, seen_again), (_, others) = (play(seed, 2) for seed in (1, 1, 2))
-    assert first == again
-    assert seen == seen_again
-    assert seen != others
+    first, seen = play(1, episodes=2)
+    assert (first, seen) == play(1, episodes=2)
+    _, others = play(2, episodes=1)
+    assert seen[: len(others)] != others
 
 
 def test_the_last_reward_alone_is_clipped():

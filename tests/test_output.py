@@ -239,6 +239,7 @@ def test_capture_video_films_the_first_environment_anew_in_each_start(
 ):
     module = importlib.import_module(script)
     args = module.Args(**TINY[script], env_id=env_id, capture_video=True, run_dir=Path("run"))
+    args.total_timesteps = args.num_envs * args.num_steps  # one update
     seconds = count(1000)
     monkeypatch.setattr(module.time, "time", lambda: next(seconds))
     module.main(args)
