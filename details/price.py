@@ -18,6 +18,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -183,9 +184,9 @@ def table(environment: str, found: list[Price]) -> str:
 def draw(found: dict[str, list[Price]]) -> Figure:
     """Draw a panel for each environment: differences with their intervals, sorted."""
     longest = max(map(len, found.values()))
-    columns = 2
+    columns = min(2, len(found))
     lines = -(-len(found) // columns)
-    figure = Figure(figsize=(10, lines * (0.23 * longest + 0.8)), layout="constrained")  # inches
+    figure = Figure(figsize=(10, lines * (0.3 * longest + 0.8)), layout="constrained")  # inches
     panels = figure.subplots(lines, columns, squeeze=False).flat
     for panel in panels[len(found) :]:
         panel.set_visible(False)
@@ -197,15 +198,17 @@ def draw(found: dict[str, list[Price]]) -> Figure:
             panel.plot([low, high], [height, height], color="C0", lw=1.5)
             face = "C0" if clear else "white"
             panel.plot(price.final, height, "o", color="C0", markerfacecolor=face, ms=5)
-        names = [price.row.removesuffix(": without") for price in reversed(prices_of)]
-        panel.set_yticks(range(len(names)), [shorten(name) for name in names])
+        names = [name(price.row) for price in reversed(prices_of)]
+        panel.set_yticks(range(len(names)), names, fontsize=8)
         panel.set_title(environment)
         panel.set_xlabel("change of the normalised return at the end")
     return figure
 
 
-def shorten(name: str) -> str:
-    return name if len(name) <= 44 else f"{name[:42]} ..."
+def name(row: str) -> str:
+    """Return what stands beside a point: the row up to its first pause, in lines of 40 columns."""
+    words = re.split(r", |; | \(", label(row))[0]
+    return textwrap.fill(f"without {words}" if row.endswith(": without") else words, 40)
 
 
 def main(args: Args) -> None:
