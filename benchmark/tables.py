@@ -115,20 +115,19 @@ def page() -> str:
 
 
 def draw(name: str) -> None:
-    """Draw docs/NAME.png."""
+    """Draw docs/NAME.png, of what has been run."""
     last = LAST_STEPS.get(name, np.inf)
     groups = {}
     for environment, settings in FIGURES[name].items():
-        groups[environment] = {}
         for text in settings:
             plan, _, setting = text.partition("/")
             label = setting if len(settings) > 1 else "ours"
-            groups[environment][label] = [
-                replace(run, episodes=run.episodes[run.episodes.step <= last])
-                for run in read(f"{plan}/{environment}__{setting}__*.csv.gz")
-            ]
-    with matplotlib.style.context(plot.STYLE):
-        plot.draw(groups).savefig(ROOT / "docs" / f"{name}.png")
+            for run in read(f"{plan}/{environment}__{setting}__*.csv.gz"):
+                run = replace(run, episodes=run.episodes[run.episodes.step <= last])
+                groups.setdefault(environment, {}).setdefault(label, []).append(run)
+    if groups:
+        with matplotlib.style.context(plot.STYLE):
+            plot.draw(groups).savefig(ROOT / "docs" / f"{name}.png")
 
 
 if __name__ == "__main__":
