@@ -250,7 +250,7 @@ def describe(detail: Detail) -> str:
         text = re.sub(r"\]\((?=\w+\.md)", "](../", detail.deviation)
         parts.append(f"**Ours differs.** {text}")
     if detail.removal:
-        without = price(f"{detail.label}: {detail.name}")
+        without = price(f"without {detail.label}: {detail.name}")
         parts.append(f"**Without it.** {detail.removal.instead}{without}")
     elif detail.kept:
         parts.append(f"**Cannot be removed.** {detail.kept}")
@@ -294,7 +294,7 @@ def detail_pages() -> dict[str, str]:
 def index(text: str) -> str:
     """Link the table of docs/details.md to what is said of each detail, and add the prices."""
     for label, detail in DETAILS.items():
-        found = returns(f"{label}: {detail.name}")
+        found = returns(f"without {label}: {detail.name}")
         if detail.added_by:
             found = [
                 f"{row.partition(': ')[2]}: {', '.join(returns(row))}" for row in settings(detail)

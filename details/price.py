@@ -166,10 +166,10 @@ def prices(experiment: Experiment, env_id: str) -> list[Price]:
 
 
 def label(row: str) -> str:
-    """Return what stands in the table: a removal has its detail's name."""
+    """Return what stands in the table: for a removal, the detail's name."""
     prefix, _, rest = row.partition(": ")
     names = {detail.label: detail.name for detail in load().details}
-    return f"{prefix}: {names[prefix]}" if rest == "without" else row
+    return f"without {prefix}: {names[prefix]}" if rest == "without" else row
 
 
 def table(environment: str, found: list[Price]) -> str:
@@ -207,8 +207,7 @@ def draw(found: dict[str, list[Price]]) -> Figure:
 
 def name(row: str) -> str:
     """Return what stands beside a point: the row up to its first pause, in lines of 40 columns."""
-    words = re.split(r", |; | \(", label(row))[0]
-    return textwrap.fill(f"without {words}" if row.endswith(": without") else words, 40)
+    return textwrap.fill(re.split(r", |; | \(", label(row))[0], 40)
 
 
 def main(args: Args) -> None:
