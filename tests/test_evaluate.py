@@ -177,6 +177,24 @@ def test_deterministic_evaluation_takes_the_likeliest_action(script, monkeypatch
         assert np.array_equal(actions, likeliest(policy))
 
 
+def test_a_recurrent_agent_hears_where_episodes_begin(monkeypatch):
+    run = train("ppo_atari_lstm")
+    module = MODULES["ppo_atari_lstm"]
+    heard = []
+    forward = module.Agent.forward
+
+    def spy(self, x, state, starts):
+        heard.append(starts.item())
+        return forward(self, x, state, starts)
+
+    monkeypatch.setattr(module.Agent, "forward", spy)
+    with recorded(module, seed=3, limit=150) as played:
+        play(run, episodes=1)
+    dones = [done for *_, done in played.steps]
+    assert any(dones[:-1])  # a life was lost
+    assert heard[: len(dones)] == [True, *dones[:-1]]
+
+
 def test_one_seed_fixes_the_games_and_another_plays_others():
     run = train()
     first, again, other = (play(run, episodes=10, seed=seed) for seed in (1, 1, 2))
