@@ -205,7 +205,8 @@ def cells(environment: str, setting: str, runs: list[Run]) -> list[str]:
 def published_cell(entry: dict, environment: str) -> str:
     mean, std = entry["mean"], entry["std"]
     cell = number(mean) if std is None else f"{number(mean)} ± {number(std, like=mean)}"
-    version = f"{entry['environment']}, " if entry["environment"] != environment else ""
+    same = environment.endswith(entry["environment"])  # or with the module that registers it
+    version = "" if same else f"{entry['environment']}, "
     return f"{cell} ({version}{short(entry['steps'])})"
 
 
@@ -293,7 +294,7 @@ def draw_published(panel: Axes, environment: str, settings: Settings) -> list[st
             )
             versions[entry["environment"]] = True
     first, *others = versions or [environment]
-    if first == environment:
+    if environment.endswith(first):
         return []
     return [first, *(other.rpartition("-")[2] for other in others)]  # Hopper-v2, v4
 
