@@ -136,8 +136,9 @@ def test_three_processes_go_on_where_two_were_and_a_stop_of_torchrun_saves_once(
     steps = checkpoint["optimizer"]["param_groups"][0]["steps"]
     assert steps == 10 + (updates - 3) * 2 * 2
 
-    # All have got the weights from the first, and nothing is drawn again.
+    # All have stopped after the same update, have got the weights from the first, and draw anew.
     ranks = what_they_saw(tmp_path, 3)
+    assert len({len(rank["actions"]) for rank in ranks}) == 1
     for name, x in watched.ranks[0]["final"].items():
         assert all(torch.equal(rank["first"][name], x) for rank in ranks)
         assert all(torch.equal(rank["final"][name], ranks[0]["final"][name]) for rank in ranks)

@@ -2,12 +2,15 @@
 
 import copy
 import importlib
+from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 
 # The weight of the mean 0 and the variance 1 that the statistics begin with
 PRIOR = Fraction(1, 10_000)
@@ -259,6 +262,20 @@ def test_statistics_go_through_a_checkpoint_without_loss(module, tmp_path):
         envs.discounted_returns = np.zeros(3)
     assert np.array_equal(other.observe(obs), normalizer.observe(obs))
     assert np.array_equal(other.scale(rewards, rewards > 9), normalizer.scale(rewards, rewards > 9))
+
+
+@pytest.mark.parametrize("script", ["ppo_continuous_action", "ppo_procgen"])
+def test_a_resumed_run_goes_on_with_its_statistics(script):
+    """It counts as many rows as the first run did, on top of them."""
+    module = importlib.import_module(script)
+    args = module.Args(**TINY[script], run_dir=Path("run"))
+    module.main(args)
+    first = module.load_checkpoint(args.run_dir)["normalizer"]
+    module.main(replace(args, total_timesteps=2 * args.total_timesteps))
+    both = module.load_checkpoint(args.run_dir)["normalizer"]
+    prior = float(PRIOR)
+    for name, (_, _, count) in first.items():
+        assert both[name][2] - prior == pytest.approx(2 * (count - prior))
 
 
 def test_a_run_stores_what_the_definition_gives(module, monkeypatch):
