@@ -148,13 +148,13 @@ def test_the_copy_button_copies_the_script_without_its_annotations(url, page):
 PRICE = """
 | CartPole-v1 | final return (95 % interval) | area under the curve | seeds |
 | --- | --- | --- | --- |
-| Core 7: Advantage normalization, in each minibatch | -0.12 (-0.20 to -0.05) | -0.10 | 10 |
+| without Core 7: Advantage normalization, in each minibatch | -0.12 (-0.20 to -0.05) | -0.10 | 10 |
 | Core 7: the advantages are normalised over the whole batch | +0.01 (-0.02 to +0.04) | +0.00 | 10 |
 | Aux 3: early stopping at 0.01 | +0.03 (-0.01 to +0.07) | +0.02 | 10 |
 
 | Acrobot-v1 | final return (95 % interval) | area under the curve | seeds |
 | --- | --- | --- | --- |
-| Core 7: Advantage normalization, in each minibatch | -0.22 (-0.30 to -0.15) | -0.20 | 10 |
+| without Core 7: Advantage normalization, in each minibatch | -0.22 (-0.30 to -0.15) | -0.20 | 10 |
 """
 
 
