@@ -4,8 +4,8 @@
     python details/price.py --only classic
     python details/price.py --draw
 
-Each experiment of details/price.toml is a plan of benchmark/run.py, which goes on where it was
-stopped; seed after seed, so that whatever is finished can be compared. The changed scripts lie in
+Each experiment of details/price.toml is a plan of benchmark/run.py, or one of benchmark/plans. It
+goes on where it was stopped; seed after seed, so that whatever is finished can be compared. The changed scripts lie in
 runs/price, the results in benchmark/results/price-NAME. At the end, or with --draw at once, the
 table and the figure of docs/price.md are made from what is finished.
 
@@ -51,13 +51,18 @@ class Experiment(msgspec.Struct, forbid_unknown_fields=True):
     options: str = ""  # flags of all rows
     modules: list[str] = []  # files of this folder that the script imports
     edits: list[Edit] = []  # of the script, in all rows
+    settings: dict[str, str] = {}  # of benchmark/plans/NAME.toml, which trains these rows already
 
     @property
     def plan(self) -> str:
-        return f"price-{self.name}"
+        return self.name if self.settings else f"price-{self.name}"
 
     def rows(self) -> list[str]:
         return [*self.changes, *self.flags]
+
+    def setting(self, row: str) -> str:
+        """Return the name of a row's setting: "Core 7: without" is core-7-without."""
+        return self.settings.get(row, re.sub(r"[^a-z0-9.]+", "-", row.lower()).strip("-"))
 
 
 class Price(msgspec.Struct):
@@ -81,13 +86,10 @@ def read_experiments() -> list[Experiment]:
     return msgspec.toml.decode(text, type=dict[str, list[Experiment]])["experiment"]
 
 
-def slug(row: str) -> str:
-    """Return the name of a row's setting: "Core 7: without" is core-7-without."""
-    return re.sub(r"[^a-z0-9.]+", "-", row.lower()).strip("-")
-
-
 def write_plan(experiment: Experiment) -> Path:
-    """Write the changed scripts, and the plan that trains them; return its path."""
+    """Write the changed scripts and the plan that trains them, if there is none; return its path."""
+    if experiment.settings:
+        return ROOT / "benchmark" / "plans" / f"{experiment.plan}.toml"
     source = (ROOT / f"{experiment.script}.py").read_text(encoding="utf-8")
     source = apply(Change(edits=experiment.edits, tests=[]), experiment.script, source)
     changes = load().changes()
@@ -99,13 +101,14 @@ def write_plan(experiment: Experiment) -> Path:
     lines = []
     for seed in range(1, experiment.seeds + 1):
         for row, (text, flags) in settings.items():
-            path = Path("runs", "price", experiment.name, slug(row), f"{experiment.script}.py")
+            folder = Path("runs", "price", experiment.name, experiment.setting(row))
+            path = folder / f"{experiment.script}.py"
             (ROOT / path).parent.mkdir(parents=True, exist_ok=True)
             (ROOT / path).write_text(text, encoding="utf-8")
             for name in experiment.modules:
                 shutil.copy(Path(__file__).with_name(name), (ROOT / path).parent)
             setting = {
-                "name": slug(row),
+                "name": experiment.setting(row),
                 "script": str(path),
                 "env_ids": experiment.env_ids,
                 "seeds": [seed],
@@ -136,8 +139,9 @@ def prices(experiment: Experiment, env_id: str) -> list[Price]:
     results = ROOT / "benchmark" / "results" / experiment.plan
     folder = re.sub("[/:]", "-", env_id)
     runs = {
-        row: [plot.read(path) for path in sorted(results.glob(f"{folder}__{slug(row)}__*.csv.gz"))]
+        row: [plot.read(path) for path in sorted(results.glob(f"{folder}__{setting}__*.csv.gz"))]
         for row in [COMPLETE, *experiment.rows()]
+        for setting in [experiment.setting(row)]
     }
     if len(runs[COMPLETE]) < 2:
         return []

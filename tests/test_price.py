@@ -53,17 +53,35 @@ def test_experiments_name_what_is_there():
         assert experiment.script in SCRIPTS
         for row in experiment.changes:
             assert experiment.script in changes[row].scripts
-        assert len({price.slug(row) for row in experiment.rows()}) == len(experiment.rows())
+        assert len({experiment.setting(row) for row in experiment.rows()}) == len(experiment.rows())
 
 
 def test_every_experiment_has_its_scripts(root):
     for experiment in price.read_experiments():
+        if experiment.settings:
+            continue
         shutil.copy(ROOT / f"{experiment.script}.py", root)
         plan = tomllib.loads(price.write_plan(experiment).read_text())["settings"]
         assert all(setting["flags"].startswith(experiment.options) for setting in plan)
         for path in {root / setting["script"] for setting in plan}:
             compile(path.read_text(), path, "exec")
             assert all((path.parent / name).is_file() for name in experiment.modules)
+
+
+def test_runs_of_another_plan_are_taken_as_they_are():
+    plans = [e for e in price.read_experiments() if e.settings]
+    assert plans
+    for experiment in plans:
+        plan = ROOT / "benchmark" / "plans" / f"{experiment.name}.toml"
+        settings = tomllib.loads(plan.read_text())["settings"]
+        for row in [price.COMPLETE, *experiment.rows()]:
+            name = experiment.setting(row)
+            found = [setting for setting in settings if setting["name"] == name]
+            assert {env_id for setting in found for env_id in setting["env_ids"]} >= set(
+                experiment.env_ids
+            )
+            assert {setting["script"] for setting in found} == {f"{experiment.script}.py"}
+            assert {setting["steps"] for setting in found} == {experiment.steps}
 
 
 def write_results(root, setting: str, finals: list[float]) -> None:
