@@ -5,9 +5,9 @@
     python details/price.py --draw
 
 Each experiment of details/price.toml is a plan of benchmark/run.py, or one of benchmark/plans. It
-goes on where it was stopped; seed after seed, so that whatever is finished can be compared. The changed scripts lie in
-runs/price, the results in benchmark/results/price-NAME. At the end, or with --draw at once, the
-table and the figure of docs/price.md are made from what is finished.
+goes on where it was stopped; seed after seed, so that whatever is finished can be compared. The
+changed scripts lie in runs/price, the results in benchmark/results/price-NAME. At the end, or with
+--draw at once, the table and the figure of docs/price.md are made from what is finished.
 
 A return is normalised for each environment: 0 is that of the untrained agent, 1 that of the script
 as it is at the end of its training. The price of a detail is the difference without it.
@@ -87,7 +87,7 @@ def read_experiments() -> list[Experiment]:
 
 
 def write_plan(experiment: Experiment) -> Path:
-    """Write the changed scripts and the plan that trains them, if there is none; return its path."""
+    """Return the plan that trains all rows; where there is none, write it and its scripts."""
     if experiment.settings:
         return ROOT / "benchmark" / "plans" / f"{experiment.plan}.toml"
     source = (ROOT / f"{experiment.script}.py").read_text(encoding="utf-8")
