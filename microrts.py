@@ -27,7 +27,7 @@ except ModuleNotFoundError:
         "microRTS is missing: pip install -r requirements-microrts.txt"
     ) from None
 
-# What each cell shows, and how many values it can have; the last is for that many or more.
+# What each cell shows, and its number of values; 4 hit points or resources mean 4 or more.
 PLANES = {"hit points": 5, "resources": 5, "owner": 3, "unit type": 8, "order": 6}
 # Unit types: none, resource, base, barracks, worker, light, heavy, ranged
 COLOURS = ("white", "limegreen", "white", "silver", "lightgrey", "orange", "yellow", "cyan")
@@ -145,7 +145,7 @@ class MicroRTS(gym.Env):
         return np.concatenate(planes, axis=-1), {"action_mask": mask}
 
     def render(self) -> np.ndarray:
-        """Draw the board: squares stand still, circles move, blue are ours and red the enemy's."""
+        """Draw the board: squares stand still, circles move; ours are blue, the enemy's are red."""
         image = Image.new("RGB", (320, 320), "white")
         draw = ImageDraw.Draw(image)
         _, resources, owner, unit_type, _ = self.board

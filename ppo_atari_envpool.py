@@ -113,11 +113,11 @@ class EnvPoolAtari(gym.vector.VectorEnv):
             env_type="gymnasium",
             num_envs=self.num_envs,
             seed=seed,
-            noop_max=30,  # Atari 1: 1 to 30 no-ops on reset
+            noop_max=30,  # Atari 1: up to 30 no-ops on reset
             frame_skip=4,  # Atari 2: actions repeated 4 times; the last two frames' maximum is seen
             repeat_action_probability=0.0,
             episodic_life=True,  # Atari 3: a lost life ends the episode, not the game
-            use_fire_reset=True,  # Atari 4: FIRE on reset, in games that wait for it
+            use_fire_reset=True,  # Atari 4: FIRE on reset, in games that have it
             gray_scale=True,  # Atari 5: grey, 84 x 84
             img_height=84,
             img_width=84,
@@ -248,8 +248,8 @@ def compute_gae(
     """Core 5: generalized advantage estimation (Schulman et al. 2016; ppo2/runner.py#L56-L65).
 
     `rewards`, `values` and `dones` are (num_steps, num_envs); `dones[t]` is 1 where step t ended an
-    episode (the official dones[t + 1]). `next_value`, (num_envs,), is that of the observation after
-    the last step. Returns advantages and value targets, both (num_steps, num_envs).
+    episode (the official dones[t + 1]). `next_value`, (num_envs,), is the value of the observation
+    after the last step. Returns advantages and value targets, both (num_steps, num_envs).
     """
     next_values = torch.cat([values[1:], next_value[None]])
     continues = 1 - dones  # 0 where nothing follows
@@ -527,7 +527,7 @@ def new_run_dir(args: Args) -> Path:
 class Run:
     """One training run: its folder with log and checkpoints, its progress, its orderly stop.
 
-    `parts`, whatever has a state_dict, go into every checkpoint, and come back on a resume.
+    `parts` are objects with a state_dict: every checkpoint saves them, and a resume restores them.
     """
 
     def __init__(self, args: Args, **parts):

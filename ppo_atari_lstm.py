@@ -140,7 +140,7 @@ def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
         grayscale_obs=True,  # Atari 5: grey, 84 x 84
         screen_size=84,
     )
-    # Before what splits games into lives and clips rewards: whole games and their returns count
+    # Inside the wrappers that split games into lives and clip rewards: it records whole games
     env = gym.wrappers.RecordEpisodeStatistics(env)
     env = EpisodicLifeEnv(env)
     if env.action_space.n >= 3 and env.unwrapped.get_action_meanings()[1] == "FIRE":
@@ -288,8 +288,8 @@ def compute_gae(
     """Core 5: generalized advantage estimation (Schulman et al. 2016; ppo2/runner.py#L56-L65).
 
     `rewards`, `values` and `dones` are (num_steps, num_envs); `dones[t]` is 1 where step t ended an
-    episode (the official dones[t + 1]). `next_value`, (num_envs,), is that of the observation after
-    the last step. Returns advantages and value targets, both (num_steps, num_envs).
+    episode (the official dones[t + 1]). `next_value`, (num_envs,), is the value of the observation
+    after the last step. Returns advantages and value targets, both (num_steps, num_envs).
     """
     next_values = torch.cat([values[1:], next_value[None]])
     continues = 1 - dones  # 0 where nothing follows
@@ -369,7 +369,7 @@ def main(args: Args) -> Agent:
     """Train and return the agent."""
     check_args(args)
     if args.num_envs % args.num_minibatches != 0:
-        raise UsageError("--num-minibatches must divide --num-envs: they are whole environments")
+        raise UsageError("--num-minibatches must divide --num-envs: each has whole environments")
     device = torch.device(args.device)
     torch.backends.cudnn.deterministic = args.torch_deterministic
     set_seed(args.seed)
@@ -580,7 +580,7 @@ def new_run_dir(args: Args) -> Path:
 class Run:
     """One training run: its folder with log and checkpoints, its progress, its orderly stop.
 
-    `parts`, whatever has a state_dict, go into every checkpoint, and come back on a resume.
+    `parts` are objects with a state_dict: every checkpoint saves them, and a resume restores them.
     """
 
     def __init__(self, args: Args, **parts):

@@ -73,7 +73,7 @@ class Args:
 
     # Run
     seed: int = 1  # seeds everything random
-    device: str = "cpu"  # faster than a GPU for networks this small
+    device: str = "cpu"  # a GPU seldom helps networks this small
     compile: bool = False  # compile the loss; needs a C++ compiler and a minute
     exp_name: str = Path(__file__).stem  # part of the run folder's name
     run_dir: Path | None = None  # run folder; if there is a checkpoint in it, the run resumes
@@ -295,8 +295,8 @@ def compute_gae(
     """Core 5: generalized advantage estimation (Schulman et al. 2016; ppo2/runner.py#L56-L65).
 
     `rewards`, `values` and `dones` are (num_steps, num_envs); `dones[t]` is 1 where step t ended an
-    episode (the official dones[t + 1]). `next_value`, (num_envs,), is that of the observation after
-    the last step. Returns advantages and value targets, both (num_steps, num_envs).
+    episode (the official dones[t + 1]). `next_value`, (num_envs,), is the value of the observation
+    after the last step. Returns advantages and value targets, both (num_steps, num_envs).
     """
     next_values = torch.cat([values[1:], next_value[None]])
     continues = 1 - dones  # 0 where nothing follows
@@ -575,7 +575,7 @@ def new_run_dir(args: Args) -> Path:
 class Run:
     """One training run: its folder with log and checkpoints, its progress, its orderly stop.
 
-    `parts`, whatever has a state_dict, go into every checkpoint, and come back on a resume.
+    `parts` are objects with a state_dict: every checkpoint saves them, and a resume restores them.
     """
 
     def __init__(self, args: Args, **parts):

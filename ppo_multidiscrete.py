@@ -184,7 +184,7 @@ class MultiCategorical:
     """
 
     def __init__(self, logits: Tensor, mask: Tensor, nvec: list[int]):
-        # Aux 4: probability and gradient are exactly 0; not -inf: in the entropy, 0 * -inf is NaN
+        # Aux 4: probability and gradient are exactly 0. With -inf, the entropy's 0 * -inf is NaN
         logits = torch.where(mask, logits, torch.finfo(logits.dtype).min)
         # log_softmax: a component without any valid action is uniform, and teaches nothing.
         self.components = [Categorical(x.log_softmax(dim=-1)) for x in logits.split(nvec, dim=-1)]
@@ -262,8 +262,8 @@ def compute_gae(
     """Core 5: generalized advantage estimation (Schulman et al. 2016; ppo2/runner.py#L56-L65).
 
     `rewards`, `values` and `dones` are (num_steps, num_envs); `dones[t]` is 1 where step t ended an
-    episode (the official dones[t + 1]). `next_value`, (num_envs,), is that of the observation after
-    the last step. Returns advantages and value targets, both (num_steps, num_envs).
+    episode (the official dones[t + 1]). `next_value`, (num_envs,), is the value of the observation
+    after the last step. Returns advantages and value targets, both (num_steps, num_envs).
     """
     next_values = torch.cat([values[1:], next_value[None]])
     continues = 1 - dones  # 0 where nothing follows
@@ -548,7 +548,7 @@ def new_run_dir(args: Args) -> Path:
 class Run:
     """One training run: its folder with log and checkpoints, its progress, its orderly stop.
 
-    `parts`, whatever has a state_dict, go into every checkpoint, and come back on a resume.
+    `parts` are objects with a state_dict: every checkpoint saves them, and a resume restores them.
     """
 
     def __init__(self, args: Args, **parts):

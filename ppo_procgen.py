@@ -9,7 +9,7 @@
 
     python ppo_procgen.py --env-id StarpilotEasy-v0
 
-Every episode is a new level, generated at random.
+Every episode is a level drawn at random, from all of them or from --num-levels.
 
 EnvPool needs the system's Qt 5 for them (on Debian: apt-get install libqt5gui5).
 
@@ -277,7 +277,7 @@ class Agent(nn.Module):
         for inputs, outputs in ((3, 16), (16, 32), (32, 32)):
             layers += [
                 glorot_init(nn.Conv2d(inputs, outputs, kernel_size=3, padding=1)),
-                # Padded at the right and below, as in TensorFlow; not at all sides
+                # Padded on the right and at the bottom only, as in TensorFlow
                 nn.MaxPool2d(kernel_size=3, stride=2, ceil_mode=True),
                 ResidualBlock(outputs),
                 ResidualBlock(outputs),
@@ -329,8 +329,8 @@ def compute_gae(
     """Core 5: generalized advantage estimation (Schulman et al. 2016; ppo2/runner.py#L56-L65).
 
     `rewards`, `values` and `dones` are (num_steps, num_envs); `dones[t]` is 1 where step t ended an
-    episode (the official dones[t + 1]). `next_value`, (num_envs,), is that of the observation after
-    the last step. Returns advantages and value targets, both (num_steps, num_envs).
+    episode (the official dones[t + 1]). `next_value`, (num_envs,), is the value of the observation
+    after the last step. Returns advantages and value targets, both (num_steps, num_envs).
     """
     next_values = torch.cat([values[1:], next_value[None]])
     continues = 1 - dones  # 0 where nothing follows
@@ -608,7 +608,7 @@ def new_run_dir(args: Args) -> Path:
 class Run:
     """One training run: its folder with log and checkpoints, its progress, its orderly stop.
 
-    `parts`, whatever has a state_dict, go into every checkpoint, and come back on a resume.
+    `parts` are objects with a state_dict: every checkpoint saves them, and a resume restores them.
     """
 
     def __init__(self, args: Args, **parts):

@@ -4,14 +4,14 @@
     python benchmark/plot.py benchmark/results/classic --output docs/classic.png
 
 It takes run folders, result files, and folders that hold either. Each environment is a panel, each
-setting a line. Runs that go on are drawn as far as they are; of several with the same environment,
-setting and seed in one folder, the newest counts.
+setting a line. Unfinished runs are drawn as far as they go; of several with the same environment,
+setting and seed in one folder, only the newest is used.
 
 A curve: the run is cut into 100 windows of equal length in steps (fewer where they would hold less
 than ten episodes). Returns are averaged in each window and for each seed; then come the mean over
 the seeds that got there and its 95 % interval, by rliable's stratified bootstrap. The table has the
 mean over the seeds of the last 100 episodes, with such an interval. With three or five seeds
-it is too narrow more often than one time in twenty; one seed has none.
+it misses the true mean more often than one time in twenty; one seed has none.
 
 Dashed and dotted lines are published results (sources in benchmark/published.json): curves, or
 where there are none, the final return.

@@ -15,8 +15,8 @@ A plan is a TOML file. Each setting in it stands for one run per environment and
     threads = 2                 # cores of each run, and PyTorch's threads (default: 1)
 
 A run trains in the folder runs/PLAN/ENVIRONMENT__NAME__SEED; what its script prints is in log.txt
-there. When it is over, all its episodes go to benchmark/results/PLAN, in a file of that name, and
-how they were made to another one beside it.
+there. When it is over, its episodes are in benchmark/results/PLAN, in a .csv.gz file of that name,
+and the .json file beside it says how they were made.
 
 Ctrl-C lets every script save. Started again, the program leaves out what is finished and goes on
 with what is not. A run that is killed is tried again from its checkpoint; one that ends with an
@@ -67,7 +67,7 @@ class Plan(msgspec.Struct, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Job:
-    """One run: what stands behind `python`, and the folder that it lives in."""
+    """One run: the arguments after `python`, and the folder that it lives in."""
 
     arguments: list[str]
     folder: Path
@@ -158,7 +158,7 @@ def train(job: Job) -> pd.DataFrame:
 
 
 def note_start(job: Job) -> None:
-    """Write down what the run trains with, if it did not start with the same before."""
+    """Write down what the run trains with, unless an earlier start already has the same."""
     starts = read_starts(job) if (job.folder / "checkpoint.pt").exists() else []
     start = {"command": job.command} | circumstances(job.arguments[0]) | {"threads": job.threads}
     if starts and starts[0]["command"] != job.command:

@@ -6,7 +6,7 @@
 Each --env is ID:LOW:HIGH, with the returns that count as 0 and as 1. Each --search is one of
 
     FLAG=LOW:HIGH        numbers between the two; whole ones if both are written as such
-    FLAG=log:LOW:HIGH    the same, with as many tries between 0.001 and 0.01 as up to 0.1
+    FLAG=log:LOW:HIGH    the same on a log scale: 0.001 to 0.01 is as likely as 0.01 to 0.1
     FLAG=A,B,C           one of these; true,false for a switch; a single one sets the flag
 
 A trial trains all environments with seed 1, then with seed 2, and so on. Its score is the mean of

@@ -4,10 +4,11 @@
     python details/price.py --only classic
     python details/price.py --draw
 
-Each experiment of details/price.toml is a plan of benchmark/run.py, or one of benchmark/plans. It
-goes on where it was stopped; seed after seed, so that whatever is finished can be compared. The
-changed scripts lie in runs/price, the results in benchmark/results/price-NAME. At the end, or with
---draw at once, the table and the figure of docs/price.md are made from what is finished.
+Each experiment of details/price.toml becomes a plan for benchmark/run.py, or names one in
+benchmark/plans. Started again, it goes on where it was stopped. All rows train one seed before the
+next begins, so that what is finished can be compared. The changed scripts are in runs/price, the
+results in benchmark/results/price-NAME. At the end, or at once with --draw, the table and the
+figure of docs/price.md are made from what is finished.
 
 A return is normalised for each environment: 0 is that of the untrained agent, 1 that of the script
 as it is at the end of its training. The price of a detail is the difference without it.
@@ -198,7 +199,7 @@ def draw(found: dict[str, list[Price]]) -> Figure:
         panel.axvline(0, color="black", lw=0.8)
         for height, price in enumerate(reversed(prices_of)):
             low, high = price.interval
-            clear = low > 0 or high < 0  # told from 0 by its interval: filled
+            clear = low > 0 or high < 0  # the interval does not contain 0: filled
             panel.plot([low, high], [height, height], color="C0", lw=1.5)
             face = "C0" if clear else "white"
             panel.plot(price.final, height, "o", color="C0", markerfacecolor=face, ms=5)

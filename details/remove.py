@@ -25,7 +25,7 @@ from catalogue import ROOT, Change, apply, load
 
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")}
 
-# Every job is a process of its own, forked from one that has imported what takes seconds.
+# Every job is a process of its own, forked from one that has already imported the slow packages.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
     ["ale_py", "envpool", "gymnasium", "stable_baselines3", "tensorboard", "torch", "tyro"]
@@ -40,7 +40,7 @@ class Args:
 
 
 class OwnTests:
-    """A plugin of pytest. Of tests that are about single scripts, it keeps those about one."""
+    """A pytest plugin: of the tests that are about single scripts, keep those about `script`."""
 
     def __init__(self, script: str):
         self.script = script
@@ -70,7 +70,7 @@ def run_tests(root: Path, script: str, tests: list[str]) -> None:
     os.chdir(root)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(1, 2)
-    # Bytecode is looked up by size and second of a change, which two changes may share.
+    # Python finds cached bytecode by a file's size and second of change, which two edits may share.
     sys.dont_write_bytecode = True
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     command = ["-q", "-x", "-n", "0", "-p", "no:cacheprovider", "--basetemp", f"{root}-tmp"]

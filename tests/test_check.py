@@ -354,7 +354,7 @@ PLANTED = [
     ),
     (
         "learning_rate",
-        "Core 4: the learning rate is lowered before the first update already",
+        "Core 4: the learning rate is already lowered before the first update",
         "(num_updates - update)",
         "(num_updates - update - 1)",
     ),

@@ -327,7 +327,7 @@ def run_check(part: Part, check: Check, adapter: Adapter, details) -> list[Findi
     found = []
     for label in check.labels or check.forms[1][0][0][:1]:
         others = ", ".join(other for other in check.labels if other != label)
-        what = "in no known way" + (f", here or in {others}" if others else "")
+        what = "in an unknown way" + (f", here or in {others}" if others else "")
         found.append(finding(part, label, details, verdict="differs", what=what, **off))
     return found
 

@@ -528,7 +528,7 @@ def constant(update, num_updates, initial):
 LEARNING_RATES = [
     ((), linear),
     ((("Core 4", WITHOUT),), constant),
-    ((("Core 4", "the learning rate is lowered before the first update already"),), early),
+    ((("Core 4", "the learning rate is already lowered before the first update"),), early),
 ]
 CLIP_RANGES = [
     ((), constant),

@@ -46,7 +46,7 @@ class Result(NamedTuple):
     label: str
     fault: str | None = None  # a variant's name, or None
     deviation: float | None = None
-    message: str = ""  # where it differs in no known way
+    message: str = ""  # where it differs in an unknown way
 
 
 class Part(NamedTuple):
