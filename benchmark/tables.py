@@ -18,13 +18,14 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results.md"
 RESULTS = ROOT / "benchmark" / "results"
 BEGIN, END = "<!-- results: python benchmark/tables.py -->\n", "<!-- end of the results -->\n"
-PLANS = ("classic", "mujoco", "atari", "microrts")
+PLANS = ("classic", "mujoco", "atari", "breakout", "microrts")
+GAMES = ("atari", "breakout")  # plans that have a table of milestones
 FIGURES = {  # environments, and the results PLAN/*__SETTING__* of each
     "results": {
         "CartPole-v1": ["classic/separate"],
         "Hopper-v5": ["mujoco/ppo_continuous_action"],
         "HalfCheetah-v5": ["mujoco/ppo_continuous_action"],
-        "Breakout-v5": ["atari/ppo_atari_envpool"],
+        "Breakout-v5": ["breakout/ppo_atari_envpool"],
     },
     "mujoco": {
         "Walker2d-v5": ["mujoco/ppo_continuous_action"],
@@ -60,12 +61,19 @@ def read(pattern: str) -> list[plot.Run]:
     return [plot.read(path) for path in plot.find(sorted(RESULTS.glob(pattern)))]
 
 
+def entry_of(run: plot.Run) -> dict:
+    return json.loads(Path(str(run.path).removesuffix(".csv.gz") + ".json").read_text())
+
+
+def note_of(run: plot.Run) -> str:
+    entry = entry_of(run)
+    return f" ({entry['note']})" if "note" in entry else ""
+
+
 def command_of(run: plot.Run) -> str:
     """Return the command without its seed, a note on its code, and where the run was stopped."""
-    entry = json.loads(Path(str(run.path).removesuffix(".csv.gz") + ".json").read_text())
-    command = f"`{re.sub(r' --seed [0-9]+', '', entry['command'])}`"
-    if "note" in entry:
-        command += f" ({entry['note']})"
+    entry = entry_of(run)
+    command = f"`{re.sub(r' --seed [0-9]+', '', entry['command'])}`{note_of(run)}"
     return f"{command}, stopped at {entry['stop_at']:,}" if "stop_at" in entry else command
 
 
@@ -83,12 +91,13 @@ def table() -> str:
 
 def milestones() -> str:
     """Return a table for each Atari game: the last 100 games' mean after each million steps."""
+    games = [game for plan in GAMES for game in plot.group(read(f"{plan}/*.csv.gz")).items()]
     text = ""
-    for environment, settings in plot.group(read("atari/*.csv.gz")).items():
+    for environment, settings in games:
         for setting, runs in settings.items():
             longest = max(run.episodes.step.iloc[-1] for run in runs)
             steps = np.arange(1e6, longest + 1e4, 1e6)
-            header = [f"{environment}, {setting}", *map(plot.short, steps)]
+            header = [f"{environment}, {setting}{note_of(runs[0])}", *map(plot.short, steps)]
             rows = [[f"seed {run.seed}", *returns_at(run, steps)] for run in runs]
             for curve in plot.published("curves", environment, plot.network_of(setting)):
                 values = np.interp(steps, curve["steps"], curve["returns"])

@@ -192,7 +192,7 @@ def draw(found: dict[str, list[Price]]) -> Figure:
     columns = min(2, len(found))
     lines = -(-len(found) // columns)
     figure = Figure(figsize=(10, lines * (0.3 * longest + 0.8)), layout="constrained")  # inches
-    panels = figure.subplots(lines, columns, squeeze=False).flat
+    panels = figure.subplots(lines, columns, squeeze=False, sharex=True).flat
     for panel in panels[len(found) :]:
         panel.set_visible(False)
     for panel, (environment, prices_of) in zip(panels, found.items(), strict=False):
@@ -206,6 +206,7 @@ def draw(found: dict[str, list[Price]]) -> Figure:
         names = [name(price.row) for price in reversed(prices_of)]
         panel.set_yticks(range(len(names)), names, fontsize=8)
         panel.set_title(environment)
+        panel.tick_params(labelbottom=True)
         panel.set_xlabel("change of the normalised return at the end")
     return figure
 
