@@ -73,6 +73,7 @@ def test_runs_of_another_plan_are_taken_as_they_are():
     assert plans
     for experiment in plans:
         plan = ROOT / "benchmark" / "plans" / f"{experiment.name}.toml"
+        assert price.write_plan(experiment).name == plan.name
         settings = tomllib.loads(plan.read_text())["settings"]
         for row in [price.COMPLETE, *experiment.rows()]:
             name = experiment.setting(row)
