@@ -34,8 +34,9 @@ def read(path: str) -> str:
 
 
 SCRIPTS = re.findall(r"^\| \[(\w+)\.py\]", read("README.md"), re.MULTILINE)
-# The diffs that the README names; no script is the second one of two of them.
-DIFFS = re.findall(r"^    diff (\w+)\.py (\w+)\.py$", read("README.md"), re.MULTILINE)
+# For each script but the first: the one that it adds to, in the last column of the same table.
+ROW = re.compile(r"^(\| \[(\w+)\.py\].*\| )`(\w+)\.py` \|$", re.MULTILINE)
+DIFFS = [(old, new) for _, new, old in ROW.findall(read("README.md"))]
 
 
 def join(parts: list[str]) -> str:
@@ -71,9 +72,7 @@ def relink(text: str, folder: str, linked: set[str]) -> str:
 
 def readme(text: str) -> dict[str, str]:
     """Return the two pages that the README becomes: one of its sections has its own."""
-    for old, new in DIFFS:
-        command = f"diff {old}.py {new}.py"
-        text = text.replace(f"    {command}\n", f"- [`{command}`](diffs/{new}.md)\n")
+    text = ROW.sub(r"\1[`\3.py`](diffs/\2.md) |", text)
     title = "Use it in your research"
     before, _, rest = text.partition(f"## {title}\n")
     research, heading, after = rest.partition("\n## ")
