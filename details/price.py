@@ -188,11 +188,13 @@ def table(environment: str, found: list[Price]) -> str:
 
 def draw(found: dict[str, list[Price]]) -> Figure:
     """Draw a panel for each environment: differences with their intervals, sorted."""
-    longest = max(map(len, found.values()))
     columns = min(2, len(found))
-    lines = -(-len(found) // columns)
-    figure = Figure(figsize=(10, lines * (0.3 * longest + 0.8)), layout="constrained")  # inches
-    panels = figure.subplots(lines, columns, squeeze=False, sharex=True).flat
+    rows = [len(prices_of) for prices_of in found.values()]
+    heights = [max(rows[i : i + columns]) for i in range(0, len(rows), columns)]
+    size = (10, sum(0.32 * height + 0.6 for height in heights))  # inches
+    figure = Figure(figsize=size, layout="constrained")
+    grid = {"squeeze": False, "sharex": True, "height_ratios": heights}
+    panels = figure.subplots(len(heights), columns, **grid).flat
     for panel in panels[len(found) :]:
         panel.set_visible(False)
     for panel, (environment, prices_of) in zip(panels, found.items(), strict=False):
@@ -207,13 +209,14 @@ def draw(found: dict[str, list[Price]]) -> Figure:
         panel.set_yticks(range(len(names)), names, fontsize=8)
         panel.set_title(environment)
         panel.tick_params(labelbottom=True)
-        panel.set_xlabel("change of the normalised return at the end")
+    figure.supxlabel("change of the normalised return at the end of training", fontsize=10)
     return figure
 
 
 def name(row: str) -> str:
-    """Return what stands beside a point: the row up to its first pause, in lines of 40 columns."""
-    return textwrap.fill(re.split(r", |; | \(", label(row))[0], 40)
+    """Return what stands beside a point: the row up to its first pause, in lines of 46 columns."""
+    parts = re.split(r": |, |; | \(", label(row))
+    return textwrap.fill(": ".join(parts[:2]), 46)
 
 
 def main(args: Args) -> None:
