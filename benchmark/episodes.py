@@ -31,7 +31,7 @@ def read_run(folder: Path) -> pd.DataFrame:
 def write_csv(path: Path, episodes: pd.DataFrame) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     rounded = episodes.round({"return": 2, "seconds": 1}).astype({"step": int, "length": int})
-    rounded.to_csv(path, index=False, compression={"method": "gzip", "mtime": 0})
+    rounded.to_csv(path, index=False)
 
 
 def read_csv(path: Path) -> pd.DataFrame:

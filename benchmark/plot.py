@@ -37,7 +37,7 @@ from rliable import library, metrics
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text(encoding="utf-8"))
 WINDOWS = 100  # points of a curve
 LAST = 100  # episodes at the end of a run that its final return is the mean of
-NAME = re.compile(r"(.+?)__(.+?)__(\d+)(__\d{9,}(-\d+)?)?(\.csv\.gz)?")  # of a folder or file
+NAME = re.compile(r"(.+?)__(.+?)__(\d+)(__\d{9,}(-\d+)?)?(\.csv\.xz)?")  # of a folder or file
 
 CODES = {  # whose results are published, and how they are drawn
     "official code": {"color": "black", "linestyle": "--"},

@@ -15,7 +15,7 @@ A plan is a TOML file. Each setting in it stands for one run per environment and
     threads = 2                 # cores of each run, and PyTorch's threads (default: 1)
 
 A run trains in the folder runs/PLAN/ENVIRONMENT__NAME__SEED; what its script prints is in log.txt
-there. When it is over, its episodes are in benchmark/results/PLAN, in a .csv.gz file of that name,
+there. When it is over, its episodes are in benchmark/results/PLAN, in a .csv.xz file of that name,
 and the .json file beside it says how they were made.
 
 Ctrl-C lets every script save. Started again, the program leaves out what is finished and goes on
@@ -208,7 +208,7 @@ def machine() -> dict:
 
 def write_results(job: Job, episodes: pd.DataFrame) -> str:
     """Write the episodes of a run and how they were made; return a line about it."""
-    write_csv(job.result(".csv.gz"), episodes)
+    write_csv(job.result(".csv.xz"), episodes)
     start, *resumed = read_starts(job)
     steps = int(episodes.step.iloc[-1])
     seconds = episodes.seconds.iloc[-1]

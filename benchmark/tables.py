@@ -62,7 +62,7 @@ def read(pattern: str) -> list[plot.Run]:
 
 
 def entry_of(run: plot.Run) -> dict:
-    return json.loads(Path(str(run.path).removesuffix(".csv.gz") + ".json").read_text())
+    return json.loads(Path(str(run.path).removesuffix(".csv.xz") + ".json").read_text())
 
 
 def note_of(run: plot.Run) -> str:
@@ -82,7 +82,7 @@ def table() -> str:
     rows = [["command", *plot.HEADER]]
     for plan in PLANS:
         by_command = {}
-        for run in read(f"{plan}/*.csv.gz"):
+        for run in read(f"{plan}/*.csv.xz"):
             by_command.setdefault(command_of(run), []).append(run)
         for command, runs in by_command.items():
             rows.append([command, *plot.cells(runs[0].environment, runs[0].setting, runs)])
@@ -91,7 +91,7 @@ def table() -> str:
 
 def milestones() -> str:
     """Return a table for each Atari game: the last 100 games' mean after each million steps."""
-    games = [game for plan in GAMES for game in plot.group(read(f"{plan}/*.csv.gz")).items()]
+    games = [game for plan in GAMES for game in plot.group(read(f"{plan}/*.csv.xz")).items()]
     text = ""
     for environment, settings in games:
         for setting, runs in settings.items():
@@ -131,7 +131,7 @@ def draw(name: str) -> None:
         for text in settings:
             plan, _, setting = text.partition("/")
             label = setting if len(settings) > 1 else "ours"
-            for run in read(f"{plan}/{environment}__{setting}__*.csv.gz"):
+            for run in read(f"{plan}/{environment}__{setting}__*.csv.xz"):
                 run = replace(run, episodes=run.episodes[run.episodes.step <= last])
                 groups.setdefault(environment, {}).setdefault(label, []).append(run)
     if groups:

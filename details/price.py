@@ -140,7 +140,7 @@ def prices(experiment: Experiment, env_id: str) -> list[Price]:
     results = ROOT / "benchmark" / "results" / experiment.plan
     folder = re.sub("[/:]", "-", env_id)
     runs = {
-        row: [plot.read(path) for path in sorted(results.glob(f"{folder}__{setting}__*.csv.gz"))]
+        row: [plot.read(path) for path in sorted(results.glob(f"{folder}__{setting}__*.csv.xz"))]
         for row in [COMPLETE, *experiment.rows()]
         for setting in [experiment.setting(row)]
     }

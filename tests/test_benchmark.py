@@ -170,7 +170,7 @@ def test_a_plan_goes_on_after_ctrl_c_and_kill_9_and_leaves_its_results():
         begun, resumed, again = [step for step, _ in starts(folder)]
         assert (begun, resumed) == (0, stopped[seed])
         assert again > resumed
-        episodes = read_csv(Path(f"benchmark/results/p/A-v0__a__{seed}.csv.gz"))
+        episodes = read_csv(Path(f"benchmark/results/p/A-v0__a__{seed}.csv.xz"))
         steps = np.arange(100, 3_001, 100)
         np.testing.assert_array_equal(episodes.step, steps)
         np.testing.assert_array_equal(episodes["return"], steps + seed)
@@ -313,8 +313,8 @@ def test_episodes_of_a_resumed_run_have_the_time_of_its_updates():
     assert episodes["return"].tolist() == [1, 2, 4, 5]
     assert episodes.length.tolist() == [11, 12, 14, 15]
     assert episodes.seconds.tolist() == [5, 15, 21, 25]  # 10 steps a second, then 20
-    write_csv(Path("results/a.csv.gz"), episodes)
-    pd.testing.assert_frame_equal(read_csv(Path("results/a.csv.gz")), episodes, check_dtype=False)
+    write_csv(Path("results/a.csv.xz"), episodes)
+    pd.testing.assert_frame_equal(read_csv(Path("results/a.csv.xz")), episodes, check_dtype=False)
 
 
 # Searches

@@ -1,7 +1,7 @@
 """benchmark/plot.py and tables.py: curves and tables with known answers, and what was published."""
 
 import csv
-import gzip
+import lzma
 import subprocess
 import sys
 from itertools import combinations
@@ -133,8 +133,8 @@ def test_tables_of_results_are_up_to_date():
 
 def test_a_milestone_is_the_mean_of_the_last_100_games_until_then():
     """Recomputed from the file with the csv module alone."""
-    path = tables.RESULTS / "atari" / "Breakout-v5__ppo_atari_envpool__1.csv.gz"
-    with gzip.open(path, "rt", encoding="utf-8") as file:
+    path = tables.RESULTS / "atari" / "Breakout-v5__ppo_atari_envpool__1.csv.xz"
+    with lzma.open(path, "rt", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if int(row["step"]) <= 1_000_000]
     mean = sum(float(row["return"]) for row in rows[-100:]) / 100
     assert f"| seed 1 | {mean:.1f} | " in tables.milestones()
@@ -150,7 +150,7 @@ def test_a_milestone_is_the_mean_of_the_last_100_games_until_then():
         ("CartPole-v1__ppo__12__1795565255-2", ("CartPole-v1", "ppo", 12)),
         ("ALE-Breakout-v5__my__own__3__4__1795565255", ("ALE-Breakout-v5", "my__own__3", 4)),
         ("Hopper-v5__no__mask__3", ("Hopper-v5", "no__mask", 3)),
-        ("Hopper-v5__no__mask__3.csv.gz", ("Hopper-v5", "no__mask", 3)),
+        ("Hopper-v5__no__mask__3.csv.xz", ("Hopper-v5", "no__mask", 3)),
     ],
 )
 def test_name_of_a_run_is_split_from_both_ends(name, expected):
@@ -259,7 +259,7 @@ def test_nothing_overlaps_and_one_legend_serves_all():
 
 def test_results_and_runs_are_drawn_from_the_command_line():
     for seed in range(2):
-        write_csv(Path(f"classic/CartPole-v1__a__{seed}.csv.gz"), episodes(np.full(300, 9.0)))
+        write_csv(Path(f"classic/CartPole-v1__a__{seed}.csv.xz"), episodes(np.full(300, 9.0)))
     Path("classic/CartPole-v1__a__1.json").touch()
     Path("runs/CartPole-v1__b__1__1795565255").mkdir(parents=True)  # nothing is logged yet
     command = [sys.executable, str(ROOT / "benchmark/plot.py"), "classic", "runs"]
@@ -274,6 +274,6 @@ def test_results_and_runs_are_drawn_from_the_command_line():
 
 
 def test_file_with_other_columns_is_refused():
-    Path("CartPole-v1__a__1.csv.gz").write_bytes(gzip.compress(b"a,b\n1,2\n"))
+    Path("CartPole-v1__a__1.csv.xz").write_bytes(lzma.compress(b"a,b\n1,2\n"))
     with pytest.raises(KeyError, match="step"):
-        plot.read(Path("CartPole-v1__a__1.csv.gz"))
+        plot.read(Path("CartPole-v1__a__1.csv.xz"))

@@ -93,7 +93,7 @@ def write_results(root, setting: str, finals: list[float]) -> None:
     for seed, last in enumerate(finals, 1):
         returns = np.where(steps <= 200, 10, np.where(steps > 9000, last, (10 + last) / 2))
         episodes = pd.DataFrame({"step": steps, "return": returns, "length": 10, "seconds": 0.1})
-        write_csv(folder / f"A-v0__{setting}__{seed}.csv.gz", episodes)
+        write_csv(folder / f"A-v0__{setting}__{seed}.csv.xz", episodes)
 
 
 def test_a_price_is_the_difference_of_returns_between_the_untrained_and_the_complete(root):
