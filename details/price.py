@@ -29,6 +29,7 @@ import numpy as np
 import tyro
 from catalogue import ROOT, Change, Edit, apply, load
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from rliable import library
 
 sys.path.append(str(ROOT / "benchmark"))
@@ -204,12 +205,17 @@ def draw(found: dict[str, list[Price]]) -> Figure:
             clear = low > 0 or high < 0  # the interval does not contain 0: filled
             panel.plot([low, high], [height, height], color="C0", lw=1.5)
             face = "C0" if clear else "white"
-            panel.plot(price.final, height, "o", color="C0", markerfacecolor=face, ms=5)
+            looks = {"marker": "o", "color": "C0", "markerfacecolor": face, "ms": 5, "lw": 1.5}
+            panel.plot(price.final, height, **looks)
+            (mean,) = panel.plot(price.area, height, "|", color="C1", ms=9, mew=2)
         names = [name(price.row) for price in reversed(prices_of)]
         panel.set_yticks(range(len(names)), names, fontsize=8)
         panel.set_title(environment)
         panel.tick_params(labelbottom=True)
-    figure.supxlabel("change of the normalised return at the end of training", fontsize=10)
+    figure.supxlabel("change of the normalised return", fontsize=10)
+    end = Line2D([], [], **looks | {"markerfacecolor": "C0"})
+    labels = ["at the end, with its 95 % interval (filled: it excludes 0)", "mean of the training"]
+    figure.legend([end, mean], labels, loc="outside upper center", ncols=2, frameon=False)
     return figure
 
 
