@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-import gymnasium as gym
-import numpy as np
 import pytest
 import torch
 
@@ -16,14 +14,11 @@ GAMES = {"CartPole-v1": 4, "Hopper-v5": 3, "Breakout-v5": 2}
 
 @pytest.mark.parametrize("name", GAMES)
 def test_an_agent_gives_the_returns_that_are_promised(name):
-    """On other seeds, within four standard errors of the mean; CartPole, whose games are all equal, stays solved."""
+    """The mean of a few games on other seeds is not below the worst game that its page was made from."""
     promised = json.loads((AGENTS / name / "evaluation.json").read_text(encoding="utf-8"))
     result = evaluate.main(evaluate.Args(AGENTS / name, episodes=GAMES[name], seed=7))
     assert (result["env_id"], result["global_step"]) == (name, promised["global_step"])
-    error = promised["std"] * np.sqrt(1 / GAMES[name] + 1 / len(promised["returns"]))
-    solved = gym.spec("CartPole-v1").reward_threshold
-    floor = solved if name == "CartPole-v1" else promised["mean"] - 4 * error
-    assert result["mean"] >= floor
+    assert result["mean"] >= min(promised["returns"])
 
 
 def test_agents_are_small():

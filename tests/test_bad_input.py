@@ -127,7 +127,6 @@ def test_spaces_of_another_kind_are_one_line_that_says_what_to_use(
 @pytest.mark.parametrize(
     ("script", "arguments", "words"),
     [
-        ("ppo", "--num-envs 0", "error: --num-envs 0: must be at least 1\n"),
         ("ppo", "--env-id CartPol-v1", "Did you mean: `CartPole`"),  # Gymnasium's own error
         ("ppo_atari_envpool", "--env-id qqq", "error: EnvPool has no game qqq"),
     ],

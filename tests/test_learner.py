@@ -23,10 +23,8 @@ SIZES = {"num_envs": 2, "num_steps": 32, "total_timesteps": 192, "num_minibatche
 RUNS = {name: TINY[name] | SIZES for name in SCRIPTS}
 RUNS["ppo_continuous_action"]["env_id"] = "Hopper-v5"
 RUNS["ppo_procgen"] |= {"anneal_lr": True}
-RUNS["ppo_multidiscrete"] |= {
-    "num_steps": 256,
-    "total_timesteps": 1536,
-}  # a game has up to 200 steps
+# A game has up to 200 steps.
+RUNS["ppo_multidiscrete"] |= {"num_steps": 104, "total_timesteps": 624}
 # Two small minibatches an epoch, for what needs no more.
 SHORT = {"num_envs": 2, "num_steps": 8, "num_minibatches": 2, "update_epochs": 1, "device": "cpu"}
 

@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import ALL_SCRIPTS, TINY
+from conftest import ALL_SCRIPTS, SCRIPTS, TINY
 
 
 class GlobalDraws(gym.Env):
@@ -50,7 +50,7 @@ def global_draws():
         del gym.registry[f"GlobalDraws-{name}-v0"]
 
 
-@pytest.mark.parametrize("name", ALL_SCRIPTS)
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_a_seed_fixes_every_weight_and_another_seed_does_not(name, monkeypatch):
     module = importlib.import_module(name)
     initial = []
