@@ -1,7 +1,9 @@
 """What all tests share: the scripts, a working directory for each test, and one thread for PyTorch."""
 
 import os
+import runpy
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import envpool
@@ -85,6 +87,21 @@ def same_modules(monkeypatch):
     for name in ALL_SCRIPTS:
         if name in sys.modules:
             monkeypatch.setitem(sys.modules, name, sys.modules[name])
+
+
+@pytest.fixture
+def run_program(monkeypatch):
+    """Do as `python SCRIPT ARGUMENT ...` and return the exit code, without the seconds that another Python needs."""
+
+    def run(script: Path | str, *arguments) -> int:
+        monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
+        try:
+            runpy.run_path(str(script), run_name="__main__")
+        except SystemExit as end:
+            return end.code
+        return 0
+
+    return run
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,6 @@
 """Wrong arguments end in one line that says what to change, and leave nothing on the disk."""
 
 import importlib
-import subprocess
-import sys
 from pathlib import Path
 
 import gymnasium as gym
@@ -131,12 +129,14 @@ def test_spaces_of_another_kind_are_one_line_that_says_what_to_use(
         ("ppo_atari_envpool", "--env-id qqq", "error: EnvPool has no game qqq"),
     ],
 )
-def test_command_line_prints_one_line_and_exits_with_2(script, arguments, words):
-    command = [sys.executable, importlib.import_module(script).__file__, *arguments.split()]
-    ended = subprocess.run(command, capture_output=True, text=True)
-    assert ended.returncode == 2
-    assert ended.stdout == ""
-    assert ended.stderr.startswith("error: ")
-    assert words in ended.stderr
-    assert ended.stderr.count("\n") == 1
+def test_command_line_prints_one_line_and_exits_with_2(
+    script, arguments, words, run_program, capsys
+):
+    path = importlib.import_module(script).__file__
+    assert run_program(path, *arguments.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert words in err
+    assert err.count("\n") == 1
     assert not list(Path.cwd().iterdir())

@@ -281,7 +281,7 @@ def copy_of_ppo() -> Path:
     return script
 
 
-def test_a_copied_edited_script_trains_stops_goes_on_and_is_evaluated():
+def test_a_copied_edited_script_trains_stops_goes_on_and_is_evaluated(run_program, capsys):
     script = copy_of_ppo()
     sizes = ["--num-envs=2", "--num-steps=16", "--save-every=1", "--width=24"]
     command = [sys.executable, script, *sizes, "--total-timesteps=100000000"]
@@ -307,12 +307,13 @@ def test_a_copied_edited_script_trains_stops_goes_on_and_is_evaluated():
 
     # By its path, and by its name in its folder
     games = [run.resolve(), "--episodes", "2", "--json"]
-    by_path = python(ROOT / "evaluate.py", *games, "--script", script)
-    assert by_path.returncode == 0, by_path.stderr
     by_name = python(ROOT / "evaluate.py", *games, folder="my")
     assert by_name.returncode == 0, by_name.stderr
-    assert by_path.stdout == by_name.stdout
-    result = json.loads(by_path.stdout)
+    capsys.readouterr()
+    assert run_program(ROOT / "evaluate.py", *games, "--script", script) == 0
+    by_path = capsys.readouterr().out
+    assert by_path == by_name.stdout
+    result = json.loads(by_path)
     assert result["global_step"] == steps
     assert len(result["returns"]) == 2
     # From here its name leads nowhere.

@@ -42,7 +42,7 @@ def test_what_follows_the_algorithm_is_the_same_to_the_letter(script):
 
 
 @pytest.mark.parametrize("script", ["ppo"])
-def test_without_its_lower_half_a_script_trains_as_the_readme_says(script, tmp_path):
+def test_without_its_lower_half_a_script_trains_as_the_readme_says(script, tmp_path, run_program):
     upper, _ = HALVES[script]
     upper = upper.rpartition("\n# ---")[0]
     for pattern, replacement in (
@@ -57,7 +57,7 @@ def test_without_its_lower_half_a_script_trains_as_the_readme_says(script, tmp_p
     assert not re.search(r"\brun\.\w", upper)
     (tmp_path / "short.py").write_text(upper)
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in TINY[script].items()]
-    subprocess.run([sys.executable, "short.py", *flags], cwd=tmp_path, check=True)
+    assert run_program("short.py", *flags) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["short.py"]
 
 

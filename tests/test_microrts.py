@@ -140,16 +140,12 @@ def test_the_old_gym_is_never_imported_and_java_says_nothing():
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
-def test_without_its_packages_one_line_says_what_to_install():
-    code = (
-        "import runpy, sys\n"
-        "sys.modules['jpype'] = None\n"
-        "sys.argv = ['ppo_multidiscrete.py']\n"
-        "runpy.run_path('ppo_multidiscrete.py', run_name='__main__')"
-    )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+def test_without_its_packages_one_line_says_what_to_install(monkeypatch, run_program, capsys):
+    monkeypatch.setitem(sys.modules, "jpype", None)
+    monkeypatch.delitem(sys.modules, "microrts")
+    assert run_program(ROOT / "ppo_multidiscrete.py") == 2
     expected = "error: microRTS is missing: pip install -r requirements-microrts.txt\n"
-    assert (result.returncode, result.stdout, result.stderr) == (2, "", expected)
+    assert capsys.readouterr() == ("", expected)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

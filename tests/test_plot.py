@@ -2,7 +2,6 @@
 
 import csv
 import lzma
-import subprocess
 import sys
 from itertools import combinations
 from pathlib import Path
@@ -257,16 +256,15 @@ def test_nothing_overlaps_and_one_legend_serves_all():
         assert not box.overlaps(other)
 
 
-def test_results_and_runs_are_drawn_from_the_command_line():
+def test_results_and_runs_are_drawn_from_the_command_line(run_program, capsys):
     for seed in range(2):
         write_csv(Path(f"classic/CartPole-v1__a__{seed}.csv.xz"), episodes(np.full(300, 9.0)))
     Path("classic/CartPole-v1__a__1.json").touch()
     Path("runs/CartPole-v1__b__1__1795565255").mkdir(parents=True)  # nothing is logged yet
-    command = [sys.executable, str(ROOT / "benchmark/plot.py"), "classic", "runs"]
-    done = subprocess.run([*command, "--output", "x.png"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "no episode has finished: runs/CartPole-v1__b__1" in done.stderr
-    header, _, row, *rest = done.stdout.splitlines()
+    assert run_program(ROOT / "benchmark/plot.py", "classic", "runs", "--output", "x.png") == 0
+    out, err = capsys.readouterr()
+    assert "no episode has finished: runs/CartPole-v1__b__1" in err
+    header, _, row, *rest = out.splitlines()
     assert header.startswith("| environment | setting | steps | seeds |")
     assert row.startswith("| CartPole-v1 | a | 3k | 2 | 9.00 (9.00 to 9.00) |")
     assert rest == ["", "wrote x.png"]

@@ -87,7 +87,7 @@ def test_a_seed_fixes_what_an_environment_draws_from_the_global_generators(name,
     assert not torch.equal(weights[0], weights[2])
 
 
-def test_main_called_from_python_gives_the_weights_of_the_command_line():
+def test_main_called_from_python_gives_the_weights_of_the_command_line(run_program):
     ppo = importlib.import_module("ppo")
     args = ppo.Args(num_envs=2, num_steps=16, total_timesteps=96, seed=7)
     agent = ppo.main(args).state_dict()
@@ -103,7 +103,7 @@ def test_main_called_from_python_gives_the_weights_of_the_command_line():
         "--run-dir",
         "other",
     ]
-    subprocess.run([sys.executable, ppo.__file__, *flags], check=True, capture_output=True)
+    assert run_program(ppo.__file__, *flags) == 0
     weights = ppo.load_checkpoint(Path("other"))["agent"]
     assert all(torch.equal(agent[key], weights[key]) for key in agent)
 
