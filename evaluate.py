@@ -53,7 +53,7 @@ def import_script(path: Path) -> ModuleType:
     script = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = script  # where dataclasses look for it
     spec.loader.exec_module(script)
-    script.UsageError = UsageError  # a copied script has a class of its own, of the same name
+    script.UsageError = UsageError  # every script has a class of its own, of the same name
     return script
 
 
@@ -86,8 +86,7 @@ def play(
     while len(returns) < args.episodes:
         if args.capture_video:
             film.append(envs.render()[0])
-        x = torch.as_tensor(obs)
-        x = x if x.dtype == torch.uint8 else x.float()
+        x = torch.as_tensor(obs).float()
         if "state" in wanted:  # a recurrent agent
             policy, _, state = agent(x, state, starts)
         elif "mask" in wanted:

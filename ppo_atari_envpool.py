@@ -81,7 +81,7 @@ class Args:
     exp_name: str = Path(__file__).stem  # part of the run folder's name
     run_dir: Path | None = None  # run folder; if there is a checkpoint in it, the run resumes
     save_every: int = 100  # updates between two checkpoints
-    track: bool = False  # log to Weights & Biases too
+    track: bool = False  # log to Weights & Biases too (pip install wandb)
 
 
 # -------------------------------------------------------------------------------------------------

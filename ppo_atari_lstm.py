@@ -79,7 +79,7 @@ class Args:
     exp_name: str = Path(__file__).stem  # part of the run folder's name
     run_dir: Path | None = None  # run folder; if there is a checkpoint in it, the run resumes
     save_every: int = 100  # updates between two checkpoints
-    track: bool = False  # log to Weights & Biases too
+    track: bool = False  # log to Weights & Biases too (pip install wandb)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -140,6 +140,7 @@ def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
         grayscale_obs=True,  # Atari 5: grey, 84 x 84
         screen_size=84,
     )
+    env.metadata = env.metadata | {"render_fps": 15}  # a step of the agent is 4 of 60 frames
     # Inside the wrappers that split games into lives and clip rewards: it records whole games
     env = gym.wrappers.RecordEpisodeStatistics(env)
     env = EpisodicLifeEnv(env)

@@ -78,7 +78,7 @@ class Args:
     exp_name: str = Path(__file__).stem  # part of the run folder's name
     run_dir: Path | None = None  # run folder; if there is a checkpoint in it, the run resumes
     save_every: int = 10  # updates between two checkpoints
-    track: bool = False  # log to Weights & Biases too
+    track: bool = False  # log to Weights & Biases too (pip install wandb)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -97,7 +97,10 @@ def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
     shape = env.observation_space.shape
     # Three axes with a long second one are an image; smaller grids are flattened.
     if shape is not None and len(shape) == 3 and shape[1] > 16:
-        raise UsageError(f"{env_id} observes images: start from ppo_atari.py, with your make_env")
+        raise UsageError(
+            f"{env_id} observes images: start from ppo_atari.py, with your make_env and the Normal "
+            "of this script"
+        )
     if shape is None or len(shape) != 1:
         env = gym.wrappers.FlattenObservation(env)
     # Continuous 5: the environment gets the clipped action, the learner keeps the sampled one

@@ -15,7 +15,8 @@ workers gather resources. After 2,000,000 steps, in about 40 minutes on one CPU 
 return is 39.6 of about 40 (three seeds).
 
 Other environments work too if they observe boards, (height, width, planes). Where they give
-info["action_mask"], one array for all components, actions that it marks as invalid are never taken.
+info["action_mask"], one array for all components, actions that it marks as invalid are never taken,
+unless a component has no valid one.
 
 Labels such as "Core 7" are sections of the blog post "The 37 Implementation Details of Proximal
 Policy Optimization". References such as ppo2/runner.py#L56 are lines of the official code, in the
@@ -83,7 +84,7 @@ class Args:
     exp_name: str = Path(__file__).stem  # part of the run folder's name
     run_dir: Path | None = None  # run folder; if there is a checkpoint in it, the run resumes
     save_every: int = 100  # updates between two checkpoints
-    track: bool = False  # log to Weights & Biases too
+    track: bool = False  # log to Weights & Biases too (pip install wandb)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -141,7 +142,8 @@ class ActionMask(gym.vector.VectorWrapper):
         shape = (self.num_envs, self.single_action_space.nvec.sum())
         if not self.action_mask or "action_mask" not in infos:
             return np.ones(shape, dtype=bool)
-        return infos["action_mask"].reshape(shape).astype(bool)
+        mask = infos["action_mask"].reshape(shape).astype(bool)
+        return mask | ~infos["_action_mask"][:, None]  # an environment may give none after a reset
 
 
 # -------------------------------------------------------------------------------------------------
@@ -187,7 +189,8 @@ class MultiCategorical:
     def __init__(self, logits: Tensor, mask: Tensor, nvec: list[int]):
         # Aux 4: probability and gradient are exactly 0. With -inf, the entropy's 0 * -inf is NaN
         logits = torch.where(mask, logits, torch.finfo(logits.dtype).min)
-        # log_softmax: a component without any valid action is uniform, and teaches nothing.
+        # A component without any valid action is uniform, and teaches nothing. Without log_softmax
+        # its logits would be so large that the noise of `sample` were lost beside them.
         self.components = [Categorical(x.log_softmax(dim=-1)) for x in logits.split(nvec, dim=-1)]
 
     def sample(self) -> Tensor:

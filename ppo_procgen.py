@@ -80,7 +80,7 @@ class Args:
     exp_name: str = Path(__file__).stem  # part of the run folder's name
     run_dir: Path | None = None  # run folder; if there is a checkpoint in it, the run resumes
     save_every: int = 5  # updates between two checkpoints
-    track: bool = False  # log to Weights & Biases too
+    track: bool = False  # log to Weights & Biases too (pip install wandb)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ class EnvPoolProcgen(gym.vector.VectorEnv):
     def step(
         self, actions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
-        obs, rewards, terminated, truncated, infos = self.pool.step(actions.astype(np.int32))
+        obs, rewards, terminated, truncated, infos = self.pool.step(actions)
         self.episode_returns += rewards
         done = terminated | truncated
         infos = {
@@ -139,7 +139,7 @@ class EnvPoolProcgen(gym.vector.VectorEnv):
         ended = np.flatnonzero(done)
         if len(ended) > 0:
             obs = obs.copy()
-            obs[ended] = self.pool.step(np.zeros(len(ended), dtype=np.int32), ended)[0]
+            obs[ended] = self.pool.step(np.zeros(len(ended), dtype=np.int64), ended)[0]
         return obs, rewards, terminated, truncated, infos
 
     def render(self) -> tuple[np.ndarray, ...]:

@@ -397,6 +397,8 @@ def test_each_game_has_a_film_of_its_frames(script, monkeypatch, capsys):
     for film, frames in zip(films, pictures, strict=True):
         assert any((frame != frames[0]).any() for frame in frames), "nothing moves"
         video = cv2.VideoCapture(str(film))
+        if "atari" in script:  # a step of the agent is four frames of the 60 in a second
+            assert video.get(cv2.CAP_PROP_FPS) == 15
         filmed = []
         while (read := video.read())[0]:
             filmed.append(read[1][..., ::-1])  # from BGR
@@ -405,6 +407,27 @@ def test_each_game_has_a_film_of_its_frames(script, monkeypatch, capsys):
         for position in (0, len(filmed) // 2):
             difference = filmed[position] - frames[position][:height, :width].astype(float)
             assert np.abs(difference).mean() < 20, "another picture"
+
+
+@pytest.mark.parametrize("script", ["ppo", "ppo_multidiscrete"])
+def test_8_bit_observations_that_are_no_images_are_played(script, monkeypatch):
+    class Board(gym.Env):
+        observation_space = gym.spaces.Box(0, 255, (5, 5, 2), np.uint8)
+        action_space = {
+            "ppo": gym.spaces.Discrete(2),
+            "ppo_multidiscrete": gym.spaces.MultiDiscrete([2, 3]),
+        }[script]
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            return self.observation_space.sample(), {}
+
+        def step(self, action):
+            return self.observation_space.sample(), 1.0, True, False, {}
+
+    spec = gym.envs.registration.EnvSpec("Board-v0", Board, disable_env_checker=True)
+    monkeypatch.setitem(gym.registry, "Board-v0", spec)
+    assert play(train(script, env_id="Board-v0"), episodes=3)["returns"] == [1.0] * 3
 
 
 def test_an_environment_without_pictures_is_still_played(monkeypatch):

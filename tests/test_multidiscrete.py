@@ -297,6 +297,29 @@ def test_the_mask_of_each_row_is_that_of_its_own_observation_in_rollout_and_trai
     assert all_valid == action_mask
 
 
+class Reticent(Told):
+    """Gives no mask with the first observation of an episode, and has episodes of various lengths."""
+
+    def reset(self, **kwargs):
+        obs, _ = super().reset(**kwargs)
+        self.steps = self.np_random.integers(6)
+        return obs, {}
+
+
+def test_where_an_environment_gives_no_mask_everything_is_valid(monkeypatch):
+    spec = gym.envs.registration.EnvSpec("Reticent-v0", Reticent)
+    monkeypatch.setitem(gym.registry, "Reticent-v0", spec)
+    envs = module.make_envs(module.Args(env_id="Reticent-v0", num_envs=2))
+    _, infos = envs.reset(seed=[1, 2])
+    assert infos["action_mask"].all()
+    alone = 0
+    for _ in range(50):
+        obs, _, over, _, infos = envs.step(envs.action_space.sample())
+        assert np.array_equal(infos["action_mask"], (obs[:, 0, 0] > 0.5) | over[:, None])
+        alone += over.sum() == 1
+    assert alone > 5
+
+
 def test_a_mask_in_another_form_is_an_error(monkeypatch):
     """Gymnasium's own form, an array for each component, would otherwise count as all valid."""
     monkeypatch.setitem(gym.registry, "Told-v0", gym.envs.registration.EnvSpec("Told-v0", Told))
