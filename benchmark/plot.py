@@ -20,6 +20,7 @@ where there are none, the final return.
 import json
 import re
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -255,7 +256,8 @@ def draw(groups: dict[str, Settings]) -> Figure:
         counts = sorted({len(runs) for runs in settings.values()})
         seeds = "1 seed" if counts == [1] else f"{' or '.join(map(str, counts))} seeds"
         beside = f"\nbeside {' and '.join(versions)}" if versions else ""
-        panel.set_title(f"{environment}, {seeds}{beside}")
+        title = f"{environment.removeprefix('microrts-')}, {seeds}"
+        panel.set_title(textwrap.fill(title, 37, break_on_hyphens=False) + beside)
         panel.set_xlabel("environment steps")
         panel.set_ylabel("episodic return" if panel in panels[:, 0] else "")
         for axis in (panel.xaxis, panel.yaxis):

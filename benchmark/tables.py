@@ -127,10 +127,11 @@ def draw(name: str) -> None:
     """Draw docs/NAME.png, of what has been run."""
     last = LAST_STEPS.get(name, np.inf)
     groups = {}
+    several = any(len(settings) > 1 for settings in FIGURES[name].values())
     for environment, settings in FIGURES[name].items():
         for text in settings:
             plan, _, setting = text.partition("/")
-            label = setting if len(settings) > 1 else "ours"
+            label = setting if several else "ours"
             for run in read(f"{plan}/{environment}__{setting}__*.csv.xz"):
                 run = replace(run, episodes=run.episodes[run.episodes.step <= last])
                 groups.setdefault(environment, {}).setdefault(label, []).append(run)
