@@ -140,7 +140,7 @@ def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
         grayscale_obs=True,  # Atari 5: grey, 84 x 84
         screen_size=84,
     )
-    env.metadata = env.metadata | {"render_fps": 15}  # a step of the agent is 4 of 60 frames
+    env.metadata = env.metadata | {"render_fps": 15}  # films show every fourth of 60 frames
     # Inside the wrappers that split games into lives and clip rewards: it records whole games
     env = gym.wrappers.RecordEpisodeStatistics(env)
     env = EpisodicLifeEnv(env)

@@ -189,8 +189,8 @@ class MultiCategorical:
     def __init__(self, logits: Tensor, mask: Tensor, nvec: list[int]):
         # Aux 4: probability and gradient are exactly 0. With -inf, the entropy's 0 * -inf is NaN
         logits = torch.where(mask, logits, torch.finfo(logits.dtype).min)
-        # A component without any valid action is uniform, and teaches nothing. Without log_softmax
-        # its logits would be so large that the noise of `sample` were lost beside them.
+        # A component without any valid action is uniform, and teaches nothing. log_softmax makes its
+        # logits small enough for the noise of `sample`, which would be lost beside -3e38.
         self.components = [Categorical(x.log_softmax(dim=-1)) for x in logits.split(nvec, dim=-1)]
 
     def sample(self) -> Tensor:
