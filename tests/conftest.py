@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,8 @@ os.environ["SDL_AUDIODRIVER"] = "dummy"
 pygame.init()
 # Programs that tests start take one thread too: there are as many tests at once as cores.
 os.environ["OMP_NUM_THREADS"] = "1"
+# They can be interrupted, even if a shell script has started pytest in the background, which ignores Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SCRIPTS = [
     "ppo",

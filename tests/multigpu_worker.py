@@ -14,6 +14,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import ppo_atari_multigpu as script
 
+# A ReLU has a kink: a unit that is 0 but for rounding has one gradient here and another one in the test.
+torch.nn.ReLU = torch.nn.ELU
 RANK = int(os.environ["RANK"])
 real_loss = script.ppo_loss
 real_save = script.save_checkpoint
