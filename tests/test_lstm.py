@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-import ppo_atari
 import ppo_atari_lstm as script
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "details"))
@@ -289,11 +288,9 @@ class Squares(gym.Env):
         return self.frame(), self.np_random.normal(), terminated, truncated, {}
 
 
-def vector(makers: list, frames: int = 1) -> gym.vector.VectorEnv:
+def vector(makers: list) -> gym.vector.VectorEnv:
     """Return these environments side by side, wrapped as the script wraps its own."""
-    makers = [
-        lambda make=make: gym.wrappers.FrameStackObservation(make(), frames) for make in makers
-    ]
+    makers = [lambda make=make: gym.wrappers.FrameStackObservation(make(), 1) for make in makers]
     return gym.vector.SyncVectorEnv(makers, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
 
 
@@ -564,37 +561,31 @@ MEMORY = {
 }
 
 
-def train_on_recall(module, frames: int, seed: int = 1) -> nn.Module:
+def train_on_recall() -> nn.Module:
     """Train with the script's own main; only the convolutions give way to something faster of the same width."""
 
-    class Agent(module.Agent):
+    class Agent(script.Agent):
         def __init__(self, envs):
             super().__init__(envs)
-            body = module.layer_init(nn.Linear(4 * frames, 512))
+            body = script.layer_init(nn.Linear(4, 512))
             self.network = nn.Sequential(nn.AvgPool2d(1, stride=42), nn.Flatten(), body, nn.ReLU())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            module, "make_envs", lambda args, **_: vector([Recall] * args.num_envs, frames)
-        )
-        patch.setattr(module, "Agent", Agent)
-        return module.main(module.Args(**MEMORY, gae_lambda=1.0, seed=seed, device="cpu"))
+        patch.setattr(script, "make_envs", lambda args, **_: vector([Recall] * args.num_envs))
+        patch.setattr(script, "Agent", Agent)
+        return script.main(script.Args(**MEMORY, gae_lambda=1.0, device="cpu"))
 
 
-def success_rate(agent: nn.Module, frames: int, forgets: bool = False) -> float:
+def success_rate(agent: nn.Module, forgets: bool = False) -> float:
     """Return how often the agent is right in 200 fresh episodes, one of each environment."""
-    envs = vector([Recall] * 200, frames)
+    envs = vector([Recall] * 200)
     obs, _ = envs.reset(seed=1_000_000)
-    recurrent = hasattr(agent, "lstm")
-    state = agent.initial_state(200) if recurrent else None
+    state = agent.initial_state(200)
     starts = torch.full((200,), float(forgets))
     playing, right = np.ones(200, bool), 0
     while playing.any():
         with torch.no_grad():
-            if recurrent:
-                policy, _, state = agent(torch.as_tensor(obs), state, starts)
-            else:
-                policy, _ = agent(torch.as_tensor(obs))
+            policy, _, state = agent(torch.as_tensor(obs), state, starts)
             action = policy.sample().numpy()
         obs, reward, terminated, _, _ = envs.step(action)
         right += np.sum(playing & terminated & (reward > 0))
@@ -603,10 +594,6 @@ def success_rate(agent: nn.Module, frames: int, forgets: bool = False) -> float:
 
 
 def test_a_task_that_needs_memory_is_solved_and_only_by_the_state():
-    agent = train_on_recall(script, frames=1)
-    assert success_rate(agent, frames=1) >= 0.95
-    assert success_rate(agent, frames=1, forgets=True) <= 0.65
-
-
-def test_the_feed_forward_agent_is_left_to_chance_even_with_four_frames():
-    assert success_rate(train_on_recall(ppo_atari, frames=4), frames=4) <= 0.65
+    agent = train_on_recall()
+    assert success_rate(agent) >= 0.95
+    assert success_rate(agent, forgets=True) <= 0.65
