@@ -70,17 +70,10 @@ def relink(text: str, folder: str, linked: set[str]) -> str:
     return re.sub(r"\[(\w+ \d+)\]\(details\.md\)", lambda m: f"[{m[1]}]({place(m[1])})", text)
 
 
-def readme(text: str) -> dict[str, str]:
-    """Return the two pages that the README becomes: one of its sections has its own."""
-    text = ROW.sub(r"\1[`\3.py`](diffs/\2.md) |", text)
-    title = "Use it in your research"
-    before, _, rest = text.partition(f"## {title}\n")
-    research, heading, after = rest.partition("\n## ")
-    home = f"{before}## [{title}](research.md)\n{heading}{after}"
-    return {
-        "index.md": f"---\nhide: [navigation]\n---\n\n{home}",
-        "research.md": f"# {title}\n{research}".replace("\n### ", "\n## "),
-    }
+def home(readme: str) -> str:
+    """Return the README as the first page, whose table links to the diffs."""
+    text = ROW.sub(r"\1[`\3.py`](diffs/\2.md) |", readme)
+    return f"---\nhide: [navigation]\n---\n\n{text}"
 
 
 # -------------------------------------------------------------------------------------------------
@@ -334,7 +327,7 @@ def on_files(files, config):
         page: relink(read(source), posixpath.dirname(source), linked)
         for source, page in DOCUMENTS.items()
     }
-    pages |= readme(pages["index.md"])
+    pages["index.md"] = home(pages["index.md"])
     pages["details.md"] = index(pages["details.md"])
     pages["results.md"] = f"---\nhide: [toc]\n---\n\n{pages['results.md']}"  # its tables are wide
     pages |= detail_pages()
