@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results.md"
 RESULTS = ROOT / "benchmark" / "results"
 BEGIN, END = "<!-- results: python benchmark/tables.py -->\n", "<!-- end of the results -->\n"
-PLANS = ("classic", "mujoco", "atari", "breakout", "microrts")
+PLANS = ("classic", "mujoco", "atari", "breakout", "microrts", "procgen")
 GAMES = ("atari", "breakout")  # plans that have a table of milestones
 FIGURES = {  # environments, and the results PLAN/*__SETTING__* of each
     "results": {
@@ -37,6 +37,7 @@ FIGURES = {  # environments, and the results PLAN/*__SETTING__* of each
         "PongNoFrameskip-v4": ["atari/ppo_atari"],
         "Pong-v5": ["atari/ppo_atari_envpool"],
         "BreakoutNoFrameskip-v4": ["atari/ppo_atari_lstm"],
+        "StarpilotEasy-v0": ["procgen/ppo_procgen"],
     },
     "microrts": {
         "microrts-MicrortsMining-v1": ["microrts/masked", "microrts/unmasked"],
