@@ -210,7 +210,9 @@ def draw(found: dict[str, list[Price]]) -> Figure:
             (mean,) = panel.plot(price.area, height, "|", color="C1", ms=9, mew=2)
         names = [name(price.row) for price in reversed(prices_of)]
         panel.set_yticks(range(len(names)), names, fontsize=8)
-        panel.set_title(environment)
+        seeds = " or ".join(map(str, sorted({price.seeds for price in prices_of})))
+        title = f"{environment.rpartition(':')[2]}, {seeds} seeds"
+        panel.set_title(textwrap.fill(title, 37, break_on_hyphens=False), loc="right")
         panel.tick_params(labelbottom=True)
     figure.supxlabel("change of the normalised return", fontsize=10)
     end = Line2D([], [], **looks | {"markerfacecolor": "C0"})
