@@ -9,7 +9,8 @@
 
     python ppo_procgen.py --env-id StarpilotEasy-v0
 
-Every episode is a level drawn at random, from all of them or from --num-levels.
+Every episode is a level drawn at random, from all of them or from --num-levels. On one CPU core,
+it makes 70 steps per second: four minutes for an update, and four days for all 25 million steps.
 
 EnvPool needs the system's Qt 5 for them (on Debian: apt-get install libqt5gui5).
 
