@@ -9,10 +9,11 @@
 
     python ppo_procgen.py --env-id StarpilotEasy-v0
 
-Every episode is a level drawn at random, from all of them or from --num-levels. On one CPU core,
-it makes 70 steps per second: four minutes for an update, and four days for all 25 million steps.
+Every episode is a level drawn at random, from all of them or from --num-levels. EnvPool needs the
+system's Qt 5 for these games (on Debian: apt-get install libqt5gui5).
 
-EnvPool needs the system's Qt 5 for them (on Debian: apt-get install libqt5gui5).
+One CPU core makes 70 steps per second: an update takes four minutes, all 25 million steps four
+days.
 
 Labels such as "Core 7" are sections of the blog post "The 37 Implementation Details of Proximal
 Policy Optimization". References such as ppo2/runner.py#L56 are lines of the official code, in the
