@@ -67,6 +67,11 @@ def spaces_of(name: str) -> SimpleNamespace:
     return SimpleNamespace(single_observation_space=observations, single_action_space=actions)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the site: its tests take long, and at the end nothing would be left to do beside them."""
+    items.sort(key=lambda item: item.path.stem != "test_site")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs Qt 5, a package of the system, where it is missing."""
     parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()

@@ -4,9 +4,11 @@ import copy
 import importlib
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -25,8 +27,28 @@ RUNS["ppo_continuous_action"]["env_id"] = "Hopper-v5"
 RUNS["ppo_procgen"] |= {"anneal_lr": True}
 # A game has up to 200 steps.
 RUNS["ppo_multidiscrete"] |= {"num_steps": 104, "total_timesteps": 624}
-# Two small minibatches an epoch, for what needs no more.
-SHORT = {"num_envs": 2, "num_steps": 8, "num_minibatches": 2, "update_epochs": 1, "device": "cpu"}
+# Two small minibatches an epoch, for what needs no more, and no game either.
+SHORT = {"num_envs": 2, "num_steps": 8, "num_minibatches": 2, "update_epochs": 1}
+SHORT |= {"device": "cpu", "noise": True}
+
+
+class Noise(gym.Env):
+    """Random images and no end, in place of a game, which takes a second to load."""
+
+    def __init__(self, name: str):
+        spaces = spaces_of(name)
+        self.observation_space = spaces.single_observation_space
+        self.action_space = spaces.single_action_space
+
+    def observe(self) -> np.ndarray:
+        return self.np_random.integers(256, size=self.observation_space.shape, dtype=np.uint8)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observe(), {}
+
+    def step(self, action):
+        return self.observe(), self.np_random.random(), False, False, {}
 
 
 def inputs_of(mb) -> tuple[torch.Tensor, ...]:
@@ -47,12 +69,16 @@ def norm_of(tensors: Iterable[torch.Tensor]) -> float:
 
 
 def record(
-    name: str, gradients: bool = False, kls: list[float] | None = None, **overrides
+    name: str,
+    gradients: bool = False,
+    kls: list[float] | None = None,
+    noise: bool = False,
+    **overrides,
 ) -> SimpleNamespace:
     """Run the script and return what its parts got and gave, in the order of the calls.
 
     The gradients are looked at only on request, since that takes time. Where `kls` is given, the first minibatches
-    report these as their approximate KL, and all others 0.
+    report these as their approximate KL, and all others 0. With `noise`, no game of Atari is played.
     """
     script = importlib.import_module(name)
     folder = Path(f"run-{len(list(Path().iterdir()))}").resolve()
@@ -74,7 +100,13 @@ def record(
     run.optimizers = []
 
     def make_envs(*make_args, **make_kwargs):
-        envs = real.make_envs(*make_args, **make_kwargs)
+        if noise and "atari" in name:
+            envs = gym.vector.SyncVectorEnv(
+                [partial(Noise, name)] * args.num_envs,
+                autoreset_mode=gym.vector.AutoresetMode.SAME_STEP,
+            )
+        else:
+            envs = real.make_envs(*make_args, **make_kwargs)
         real_reset = envs.reset
         real_step = envs.step
 
