@@ -36,7 +36,8 @@ from ppo import UsageError, load_checkpoint
 class Args:
     run: tyro.conf.Positional[Path]  # run folder, or the checkpoint in it
     script: Path | None = None  # script that trained the agent, if it is not found by its name
-    env_id: str | None = None  # repeat the id of an environment that a module registers
+    env_id: str | None = None  # repeat the id of an environment in a module, to import it
+    num_levels: int | None = None  # Procgen: play this many levels, 0 for all, not the run's own
     episodes: int = 10  # whole games to play
     deterministic: bool = False  # take the likeliest action instead of sampling one
     capture_video: bool = False  # film the games into the run folder
@@ -126,8 +127,12 @@ def main(args: Args) -> dict:
         here = Path(name) if Path(name).is_file() else Path(__file__).with_name(name)
     script = import_script(args.script or here)
     if ":" in env_id and env_id not in (args.env_id, script.Args.env_id):
-        # The module before the colon is imported, and a stranger's file must not choose it.
+        # Importing a module runs its code: somebody else's checkpoint must not choose which one.
         raise UsageError(f"the agent's game is in a module: if you trust it, add --env-id {env_id}")
+    if args.num_levels is not None:
+        if "num_levels" not in checkpoint["args"]:
+            raise UsageError(f"--num-levels: {env_id} has no levels")
+        checkpoint["args"]["num_levels"] = args.num_levels
     torch.set_num_threads(1)  # one observation at a time leaves nothing to a second thread
     script.set_seed(args.seed)
     agent, envs = load_agent(script, checkpoint, "rgb_array" if args.capture_video else None)

@@ -84,8 +84,9 @@ class MicroRTS(gym.Env):
 
     An observation, (10, 10, 27), has one-hot planes for what each cell shows. An action is the
     unit's cell; the type of the order; the direction of a move, a harvest, a return, a production;
-    the type of unit to produce; and the cell to attack. info["action_mask"], (229,), is True for
-    the cells of own and of enemy units without an order, and for all that lies in between.
+    the type of unit to produce; and the cell to attack. info["action_mask"], (229,), has 100
+    entries that are True where an own unit without an order stands, 29 that are always True, and
+    100 that are True where such a unit of the enemy stands.
 
     The reward is the weighted sum of the seven rewards of the original (`REWARDS`).
     """

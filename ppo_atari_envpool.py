@@ -12,9 +12,9 @@
 On Breakout the mean return reaches 105 (one seed) after 3,000,000 of the 10,000,000 steps.
 
 EnvPool's resets are not the official ones, which ppo_atari.py has: after every lost life, and not
-only at the start of a game, EnvPool takes up to 30 no-ops; it presses FIRE once, not FIRE and then
-action 2; and the frames of the old life stay in the stack. In Breakout this does no harm
-(docs/experiments.md).
+only at the start of a game, EnvPool takes up to 29 no-ops (30 in games without FIRE); it presses
+FIRE once, not FIRE and then action 2; and the frames of the old life stay in the stack. In Breakout
+this does no harm (docs/experiments.md).
 
 Labels such as "Core 7" are sections of the blog post "The 37 Implementation Details of Proximal
 Policy Optimization". References such as ppo2/runner.py#L56 are lines of the official code, in the
@@ -115,7 +115,7 @@ class EnvPoolAtari(gym.vector.VectorEnv):
             env_type="gymnasium",
             num_envs=self.num_envs,
             seed=seed,
-            noop_max=30,  # Atari 1: up to 30 no-ops on reset
+            noop_max=30,  # Atari 1: up to 29 no-ops on reset, 30 without FIRE
             frame_skip=4,  # Atari 2: actions repeated 4 times; the last two frames' maximum is seen
             repeat_action_probability=0.0,
             episodic_life=True,  # Atari 3: a lost life ends the episode, not the game
@@ -134,7 +134,8 @@ class EnvPoolAtari(gym.vector.VectorEnv):
     def step(
         self, actions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
-        # terminated: the game or a life has ended; infos["terminated"]: the game
+        # terminated: the game or a life has ended, but not in a step that is cut (truncated);
+        # infos["terminated"]: the game
         obs, rewards, terminated, truncated, infos = self.pool.step(actions)
         self.game_returns += infos["reward"]
         game_over = (infos["terminated"] == 1) | truncated
@@ -257,7 +258,7 @@ def compute_gae(
     continues = 1 - dones  # 0 where nothing follows
     deltas = rewards + gamma * continues * next_values - values
     advantages = torch.zeros_like(rewards)
-    advantage = torch.zeros_like(next_value)  # next_value covers all that follows
+    advantage = torch.zeros_like(next_value)  # no delta beyond the rollout is known
     for t in reversed(range(len(rewards))):
         advantage = deltas[t] + gamma * gae_lambda * continues[t] * advantage
         advantages[t] = advantage
@@ -370,7 +371,7 @@ def main(args: Args) -> Agent:
             lr = args.learning_rate * remaining if args.anneal_lr else args.learning_rate
             clip_coef = args.clip_coef * remaining if args.anneal_clip_coef else args.clip_coef
             if args.compile and args.anneal_clip_coef:
-                # A compiled function does not notice that a float has changed (PyTorch 2.13).
+                # The compiled gradient would keep the first values of a float (PyTorch 2.13).
                 clip_coef = torch.tensor(clip_coef, device=device)
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -508,7 +509,7 @@ def parse_args() -> Args:
         return args
     saved = saved_args(args.run_dir)
     if ":" in saved.env_id and saved.env_id != args.env_id:
-        # The module before the colon is imported, and a stranger's file must not choose it.
+        # Importing a module runs its code: somebody else's checkpoint must not choose which one.
         raise UsageError(f"the run imports a module: if you trust it, add --env-id {saved.env_id}")
     return tyro.cli(Args, default=saved, description=__doc__)
 
@@ -561,10 +562,12 @@ class Run:
         if self.args.track:
             import wandb
 
-            run_id = re.sub(r"[^\w-]+", "-", str(self.dir))
-            wandb.init(
-                id=run_id, name=self.dir.name, resume="allow", config=config, sync_tensorboard=True
-            )
+            self.dir.mkdir(parents=True, exist_ok=True)
+            path = self.dir / "wandb_id"  # a resumed run goes on under the same id
+            run_id = path.read_text() if path.exists() else None
+            options = {"id": run_id, "resume": "allow", "name": self.dir.name, "config": config}
+            run = wandb.init(**options, sync_tensorboard=True)
+            path.write_text(run.id)
         # purge_step: a resumed run logs again what came after its last checkpoint.
         self.writer = SummaryWriter(self.dir, purge_step=self.global_step + 1)
         lines = [f"    {name}: {value}" for name, value in config.items()]
@@ -582,6 +585,7 @@ class Run:
     def on_signal(self, signum: int, frame) -> None:
         self.stop_signal = signum
         signal.signal(signum, self.handlers[signum])
+        os.write(2, b"\nstopping after this update; once more stops at once\n")
 
     def __exit__(self, error_type: type | None, *_) -> None:
         for signum, handler in self.handlers.items():
@@ -598,11 +602,12 @@ class Run:
 
     def end_step(self, infos: dict) -> None:
         """Count a step of every environment; log episodes that RecordEpisodeStatistics reports."""
-        # An Atari game can end in the no-op or FIRE of a reset: it is then in infos itself.
+        # An Atari game can also end within a reset (no-op, FIRE): it is then in infos itself.
         for info in (infos, infos.get("final_info", {})):
             if "episode" in info:
                 for i in np.flatnonzero(info["_episode"]):
-                    step = self.global_step + i + 1  # of its own: W&B keeps one value per step
+                    # A step for each environment: W&B keeps one value per step
+                    step = self.global_step + i + 1
                     self.returns.append(info["episode"]["r"][i])
                     self.writer.add_scalar("charts/episodic_return", self.returns[-1], step)
                     self.writer.add_scalar("charts/episodic_length", info["episode"]["l"][i], step)

@@ -9,7 +9,8 @@
 
     python ppo_procgen.py --env-id StarpilotEasy-v0
 
-Every episode is a level drawn at random, from all of them or from --num-levels. EnvPool needs the
+Every episode plays a level drawn at random, from all levels or from only --num-levels of them. An
+agent that was trained on some is tested on all with evaluate.py --num-levels 0. EnvPool needs the
 system's Qt 5 for these games (on Debian: apt-get install libqt5gui5).
 
 One CPU core makes 70 steps per second: an update takes four minutes, all 25 million steps four
@@ -53,7 +54,7 @@ class Args:
     env_id: str = "StarpilotEasy-v0"  # Procgen game, one of EnvPool's
     num_envs: int = 64  # environments stepped side by side
     num_levels: int = 0  # train on this many levels only; 0 means all of them
-    start_level: int = 0  # the first of these levels
+    start_level: int = 0  # the first of these levels, unless they are all of them
 
     # Algorithm
     total_timesteps: int = 25_000_000  # environment steps
@@ -223,7 +224,7 @@ def layer_init(layer: nn.Module, gain: float = 2**0.5) -> nn.Module:
 
 
 def glorot_init(layer: nn.Module) -> nn.Module:
-    """Weights as TensorFlow's layers begin with (Glorot and Bengio 2010), zero biases."""
+    """TensorFlow's default: Glorot-uniform weights (Glorot and Bengio 2010), zero biases."""
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
@@ -338,7 +339,7 @@ def compute_gae(
     continues = 1 - dones  # 0 where nothing follows
     deltas = rewards + gamma * continues * next_values - values
     advantages = torch.zeros_like(rewards)
-    advantage = torch.zeros_like(next_value)  # next_value covers all that follows
+    advantage = torch.zeros_like(next_value)  # no delta beyond the rollout is known
     for t in reversed(range(len(rewards))):
         advantage = deltas[t] + gamma * gae_lambda * continues[t] * advantage
         advantages[t] = advantage
@@ -451,7 +452,7 @@ def main(args: Args) -> Agent:
             lr = args.learning_rate * remaining if args.anneal_lr else args.learning_rate
             clip_coef = args.clip_coef * remaining if args.anneal_clip_coef else args.clip_coef
             if args.compile and args.anneal_clip_coef:
-                # A compiled function does not notice that a float has changed (PyTorch 2.13).
+                # The compiled gradient would keep the first values of a float (PyTorch 2.13).
                 clip_coef = torch.tensor(clip_coef, device=device)
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -589,7 +590,7 @@ def parse_args() -> Args:
         return args
     saved = saved_args(args.run_dir)
     if ":" in saved.env_id and saved.env_id != args.env_id:
-        # The module before the colon is imported, and a stranger's file must not choose it.
+        # Importing a module runs its code: somebody else's checkpoint must not choose which one.
         raise UsageError(f"the run imports a module: if you trust it, add --env-id {saved.env_id}")
     return tyro.cli(Args, default=saved, description=__doc__)
 
@@ -642,10 +643,12 @@ class Run:
         if self.args.track:
             import wandb
 
-            run_id = re.sub(r"[^\w-]+", "-", str(self.dir))
-            wandb.init(
-                id=run_id, name=self.dir.name, resume="allow", config=config, sync_tensorboard=True
-            )
+            self.dir.mkdir(parents=True, exist_ok=True)
+            path = self.dir / "wandb_id"  # a resumed run goes on under the same id
+            run_id = path.read_text() if path.exists() else None
+            options = {"id": run_id, "resume": "allow", "name": self.dir.name, "config": config}
+            run = wandb.init(**options, sync_tensorboard=True)
+            path.write_text(run.id)
         # purge_step: a resumed run logs again what came after its last checkpoint.
         self.writer = SummaryWriter(self.dir, purge_step=self.global_step + 1)
         lines = [f"    {name}: {value}" for name, value in config.items()]
@@ -663,6 +666,7 @@ class Run:
     def on_signal(self, signum: int, frame) -> None:
         self.stop_signal = signum
         signal.signal(signum, self.handlers[signum])
+        os.write(2, b"\nstopping after this update; once more stops at once\n")
 
     def __exit__(self, error_type: type | None, *_) -> None:
         for signum, handler in self.handlers.items():
@@ -679,11 +683,12 @@ class Run:
 
     def end_step(self, infos: dict) -> None:
         """Count a step of every environment; log episodes that RecordEpisodeStatistics reports."""
-        # An Atari game can end in the no-op or FIRE of a reset: it is then in infos itself.
+        # An Atari game can also end within a reset (no-op, FIRE): it is then in infos itself.
         for info in (infos, infos.get("final_info", {})):
             if "episode" in info:
                 for i in np.flatnonzero(info["_episode"]):
-                    step = self.global_step + i + 1  # of its own: W&B keeps one value per step
+                    # A step for each environment: W&B keeps one value per step
+                    step = self.global_step + i + 1
                     self.returns.append(info["episode"]["r"][i])
                     self.writer.add_scalar("charts/episodic_return", self.returns[-1], step)
                     self.writer.add_scalar("charts/episodic_length", info["episode"]["l"][i], step)

@@ -180,7 +180,7 @@ def read_prices(text: str) -> dict[str, dict[str, str]]:
     return prices
 
 
-PRICES = read_prices(read("docs/price.md") if "docs/price.md" in DOCUMENTS else "")
+PRICES = read_prices(read("docs/price.md"))
 
 
 def family(label: str) -> str:
@@ -291,13 +291,11 @@ def index(text: str) -> str:
             found = [
                 f"{row.partition(': ')[2]}: {', '.join(returns(row))}" for row in settings(detail)
             ]
-        cell = f" {'<br>'.join(found)} |" if PRICES else ""
+        cell = f" {'<br>'.join(found)} |"
         row = rf"^\| {label} (\|.*)$"
         text = re.sub(row, rf"| [{label}]({place(label)}) \1{cell}", text, flags=re.MULTILINE)
-    if PRICES:
-        head = "official code |\n|---|---|---|"
-        text = text.replace(head, head.replace("\n", " [return](price.md) without it |\n") + "---|")
-    return text
+    head = "official code |\n|---|---|---|"
+    return text.replace(head, head.replace("\n", " [return](price.md) without it |\n") + "---|")
 
 
 # -------------------------------------------------------------------------------------------------
@@ -313,11 +311,10 @@ def math(source: str, *_, **__) -> str:
 def on_config(config):
     fence = {"name": "math", "class": "math", "format": math}
     config.mdx_configs["pymdownx.superfences"] = {"custom_fences": [fence]}
-    overview = ["details.md", *(["price.md"] if "docs/price.md" in DOCUMENTS else [])]
     config.nav[1:1] = [
         {"Scripts": [f"scripts/{script}.md" for script in SCRIPTS]},
         {"Diffs": [f"diffs/{new}.md" for _, new in DIFFS]},
-        {"Details": [*overview, *detail_pages()]},
+        {"Details": ["details.md", "price.md", *detail_pages()]},
     ]
 
 

@@ -68,13 +68,14 @@ class Experiment(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Price(msgspec.Struct):
-    """The difference that a change makes; intervals are bootstrapped over the seeds."""
+    """The difference that a change makes; 95 % intervals are bootstrapped over the seeds."""
 
     row: str
     seeds: int
     final: float  # of the normalised return of the last 100 episodes
-    interval: tuple[float, float]  # 95 %, of `final`
+    interval: tuple[float, float]
     area: float  # of the normalised mean return of the whole training
+    area_interval: tuple[float, float]
 
 
 @dataclass
@@ -136,6 +137,13 @@ def difference(with_it: np.ndarray, without: np.ndarray) -> float:
     return without.mean() - with_it.mean()
 
 
+def compare(pair: tuple[np.ndarray, np.ndarray]) -> tuple[float, tuple[float, float]]:
+    """Return the difference of two groups of seeds, and its 95 % interval."""
+    np.random.seed(0)  # rliable draws from this generator: the same runs give the same numbers
+    _, intervals = library.get_interval_estimates({"": pair}, difference, reps=5000)
+    return difference(*pair), tuple(np.ravel(intervals[""]))
+
+
 def prices(experiment: Experiment, env_id: str) -> list[Price]:
     """Compare what is finished of an environment, the dearest detail first."""
     results = ROOT / "benchmark" / "results" / experiment.plan
@@ -160,14 +168,9 @@ def prices(experiment: Experiment, env_id: str) -> list[Price]:
     for row in experiment.rows():
         if len(runs[row]) < 2:
             continue
-        pair = (normalised(COMPLETE, final), normalised(row, final))
-        np.random.seed(0)  # rliable draws from this generator: the same runs give the same numbers
-        _, intervals = library.get_interval_estimates({"": pair}, difference, reps=5000)
-        lower, upper = np.ravel(intervals[""])
+        finals = (normalised(COMPLETE, final), normalised(row, final))
         areas = (normalised(COMPLETE, measure_area), normalised(row, measure_area))
-        found.append(
-            Price(row, len(runs[row]), difference(*pair), (lower, upper), difference(*areas))
-        )
+        found.append(Price(row, len(runs[row]), *compare(finals), *compare(areas)))
     return sorted(found, key=lambda price: price.final)
 
 
@@ -181,8 +184,13 @@ def label(row: str) -> str:
 def table(environment: str, found: list[Price]) -> str:
     rows = [[environment, "final return (95 % interval)", "area under the curve", "seeds"]]
     for price in found:
-        low, high = price.interval
-        cells = [f"{price.final:+.2f} ({low:+.2f} to {high:+.2f})", f"{price.area:+.2f}"]
+        cells = [
+            f"{change:+.2f} ({low:+.2f} to {high:+.2f})"
+            for change, (low, high) in [
+                (price.final, price.interval),
+                (price.area, price.area_interval),
+            ]
+        ]
         rows.append([label(price.row), *cells, str(price.seeds)])
     return plot.markdown(rows)
 

@@ -17,7 +17,7 @@ from gymnasium.spaces import Box, Discrete, MultiDiscrete
 # As microrts.py says; a machine that tests need not have a sound card.
 os.environ["SDL_AUDIODRIVER"] = "dummy"
 pygame.init()
-# Programs that tests start take one thread too: there are as many tests at once as cores.
+# Programs that tests start take one thread too.
 os.environ["OMP_NUM_THREADS"] = "1"
 # They can be interrupted, even if a shell script has started pytest in the background, which ignores Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -197,6 +197,8 @@ def test_a_recurrent_agent_hears_where_episodes_begin(monkeypatch):
 
 def test_one_seed_fixes_the_games_and_another_plays_others():
     run = train()
+    with pytest.raises(evaluate.UsageError, match="CartPole-v1 has no levels"):
+        play(run, num_levels=0)
     first, again, other = (play(run, episodes=10, seed=seed) for seed in (1, 1, 2))
     assert first == again
     assert first["returns"] != other["returns"]

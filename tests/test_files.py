@@ -41,9 +41,8 @@ def test_what_follows_the_algorithm_is_the_same_to_the_letter(script):
     assert len(upper.splitlines()) > len(lower.splitlines()), "the algorithm is the larger half"
 
 
-@pytest.mark.parametrize("script", ["ppo"])
-def test_without_its_lower_half_a_script_trains_as_the_readme_says(script, tmp_path, run_program):
-    upper, _ = HALVES[script]
+def test_without_its_lower_half_a_script_trains_as_the_page_on_research_says(tmp_path, run_program):
+    upper, _ = HALVES["ppo"]
     upper = upper.rpartition("\n# ---")[0]
     for pattern, replacement in (
         (r"with Run\(.*\) as run:", "if True:"),
@@ -52,11 +51,11 @@ def test_without_its_lower_half_a_script_trains_as_the_readme_says(script, tmp_p
         (r"\n *if args\.capture_video:\n.*\n.*RecordVideo.*", ""),
     ):
         upper, found = re.subn(pattern, replacement, upper)
-        assert found or "video" in pattern
+        assert found
     upper = upper.replace("UsageError", "ValueError") + "\n\nmain(tyro.cli(Args))\n"
     assert not re.search(r"\brun\.\w", upper)
     (tmp_path / "short.py").write_text(upper)
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in TINY[script].items()]
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in TINY["ppo"].items()]
     assert run_program("short.py", *flags) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["short.py"]
 

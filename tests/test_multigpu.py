@@ -159,6 +159,6 @@ def test_numbers_of_processes_that_do_not_fit_are_refused(monkeypatch):
     args = ppo_atari_multigpu.Args(num_envs=4, num_steps=16, total_timesteps=64, device="cpu")
     with monkeypatch.context() as patch:
         patch.setattr(torch.distributed, "get_world_size", lambda: 3)
-        with pytest.raises(ppo_atari_multigpu.UsageError, match="do not fit 3 processes"):
+        with pytest.raises(ppo_atari_multigpu.UsageError, match="a multiple of the 3 processes"):
             ppo_atari_multigpu.main(args)
     ppo_atari_multigpu.main(args)  # an error leaves nothing behind that the next run stumbles over

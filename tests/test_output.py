@@ -11,6 +11,7 @@ import subprocess
 import sys
 import termios
 import time
+from dataclasses import replace
 from fcntl import ioctl
 from itertools import count
 from pathlib import Path
@@ -307,6 +308,7 @@ def test_track_logs_every_episode_and_each_run_in_one_process_to_a_run_of_its_ow
     logs = sorted(Path("wandb").glob("offline-run-*/*.wandb"))
     assert len(logs) == 2
     seeds = []
+    folders = set()
     for log in logs:
         rows, config, name = [], {}, None
         for record in records(log):
@@ -318,12 +320,30 @@ def test_track_logs_every_episode_and_each_run_in_one_process_to_a_run_of_its_ow
             items = record.history.item
             rows.append({item.key or "/".join(item.nested_key): item.value_json for item in items})
         seeds.append(config["seed"])
-        assert Path("runs", name.removeprefix("runs-")).is_dir()
+        (path,) = (path for path in Path("runs").glob("*/wandb_id") if path.read_text() == name)
+        folders.add(path.parent)
         # 256 steps of four environments, whose episodes all end together
         returns = [row["charts/episodic_return"] for row in rows if "charts/episodic_return" in row]
         assert [float(value) for value in returns] == [50.0] * 5 * 4
         assert set().union(*rows) >= TAGS
     assert sorted(seeds) == [1, 2]
+    assert len(folders) == 2
+
+
+def test_a_resumed_run_goes_on_in_wandb_and_a_new_one_does_not(monkeypatch):
+    begun = []
+
+    def init(**options):
+        begun.append((options["id"], options["name"], options["resume"]))
+        return SimpleNamespace(id=options["id"] or f"new-{len(begun)}")
+
+    wandb = SimpleNamespace(init=init, finish=lambda exit_code: None)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    args = ppo.Args(**TINY["ppo"], track=True, run_dir=Path("runs", "pole"))
+    ppo.main(args)
+    ppo.main(replace(args, total_timesteps=192))
+    ppo.main(replace(args, run_dir=Path("elsewhere", "runs", "pole")))
+    assert begun == [(run_id, "pole", "allow") for run_id in (None, "new-1", None)]
 
 
 # Help

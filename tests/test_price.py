@@ -107,6 +107,8 @@ def test_a_price_is_the_difference_of_returns_between_the_untrained_and_the_comp
     assert half.area == pytest.approx(-0.5 * 100 / 1000 - 0.25 * 880 / 1000, abs=0.01)
     low, high = half.interval
     assert -0.54 <= low < -0.5 < high <= -0.46
+    low, high = half.area_interval
+    assert half.area - 0.02 < low < half.area < high < half.area + 0.02
     assert none.final == pytest.approx(0)
     assert none.interval[0] < -0.05
     assert none.interval[1] > 0.05

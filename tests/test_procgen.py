@@ -6,9 +6,10 @@ import envpool
 import numpy as np
 import pytest
 import torch
-from conftest import spaces_of
+from conftest import TINY, spaces_of
 from torch.nn import functional
 
+import evaluate
 import ppo_procgen as module
 
 GAME = "StarpilotEasy-v0"
@@ -49,6 +50,22 @@ def test_games_are_envpools_with_every_reset_in_the_step_of_the_end():
         ends += terminated.sum()
     assert ends > 10
     assert infos["episode"]["r"].max() > 0
+
+
+def test_an_agent_is_evaluated_on_the_levels_of_its_training_or_on_others(monkeypatch):
+    run = Path("run")
+    module.main(module.Args(**TINY["ppo_procgen"], num_levels=3, device="cpu", run_dir=run))
+    make = envpool.make
+    played = []
+
+    def spy(*args, **options):
+        played.append(options["num_levels"])
+        return make(*args, **options)
+
+    monkeypatch.setattr(envpool, "make", spy)
+    for num_levels in (None, 0, 500):
+        evaluate.main(evaluate.Args(run, num_levels=num_levels, episodes=1))
+    assert played == [3, 0, 500]
 
 
 @pytest.mark.parametrize(("num_levels", "start_level"), [(3, 10), (1, 7)])
