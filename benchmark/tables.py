@@ -36,7 +36,7 @@ FIGURES = {  # environments, and the results PLAN/*__SETTING__* of each
     "atari": {
         "PongNoFrameskip-v4": ["atari/ppo_atari"],
         "Pong-v5": ["atari/ppo_atari_envpool"],
-        "BreakoutNoFrameskip-v4": ["atari/ppo_atari_lstm"],
+        "BreakoutNoFrameskip-v4": ["atari/ppo_atari", "atari/ppo_atari_lstm"],
         "StarpilotEasy-v0": ["procgen/ppo_procgen"],
     },
     "microrts": {
