@@ -254,7 +254,7 @@ def draw(groups: dict[str, Settings]) -> Figure:
             panel.fill_between(points.index, points.low, points.high, color=colour, alpha=0.2, lw=0)
         versions = draw_published(panel, environment, settings)
         counts = sorted({len(runs) for runs in settings.values()})
-        seeds = "1 seed" if counts == [1] else f"{' or '.join(map(str, counts))} seeds"
+        seeds = "1\u00a0seed" if counts == [1] else f"{' or '.join(map(str, counts))}\u00a0seeds"
         beside = f"\nbeside {' and '.join(versions)}" if versions else ""
         title = f"{environment.removeprefix('microrts-')}, {seeds}"
         panel.set_title(textwrap.fill(title, 37, break_on_hyphens=False) + beside)

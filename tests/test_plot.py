@@ -219,7 +219,7 @@ def test_a_published_curve_goes_as_far_as_the_runs_and_no_further():
         assert official.get_label() == "official code"
         assert official.get_xdata()[-1] == 1000 * longest
         assert official.get_ydata()[-1] == pytest.approx(end, abs=1e-3, nan_ok=True)
-        assert panel.get_title() == "Breakout-v5, 1 seed\nbeside BreakoutNoFrameskip-v4"
+        assert panel.get_title() == "Breakout-v5, 1\u00a0seed\nbeside BreakoutNoFrameskip-v4"
 
 
 def test_a_published_final_return_is_drawn_beside_runs_that_are_that_far():
@@ -244,7 +244,10 @@ def test_nothing_overlaps_and_one_legend_serves_all():
     figure = drawn(groups)
     panels = [panel for panel in figure.axes if panel.get_visible()]
     titles = [panel.get_title() for panel in panels]
-    assert titles[:2] == ["CartPole-v1, 1 seed", "Hopper-v5, 1 or 2 seeds\nbeside Hopper-v2"]
+    assert titles[:2] == [
+        "CartPole-v1, 1\u00a0seed",
+        "Hopper-v5, 1 or 2\u00a0seeds\nbeside Hopper-v2",
+    ]
     (legend,) = figure.legends
     labels = [text.get_text() for text in legend.get_texts()]
     assert labels == ["another", "ppo_continuous_action", *plot.CODES]
