@@ -618,9 +618,8 @@ class Run:
 
             self.dir.mkdir(parents=True, exist_ok=True)
             path = self.dir / "wandb_id"  # a resumed run goes on under the same id
-            run_id = path.read_text() if path.exists() else None
-            options = {"id": run_id, "resume": "allow", "name": self.dir.name, "config": config}
-            run = wandb.init(**options, sync_tensorboard=True)
+            names = {"id": path.read_text() if path.exists() else None, "name": self.dir.name}
+            run = wandb.init(**names, resume="allow", config=config, sync_tensorboard=True)
             path.write_text(run.id)
         # purge_step: a resumed run logs again what came after its last checkpoint.
         self.writer = SummaryWriter(self.dir, purge_step=self.global_step + 1)
@@ -660,8 +659,7 @@ class Run:
         for info in (infos, infos.get("final_info", {})):
             if "episode" in info:
                 for i in np.flatnonzero(info["_episode"]):
-                    # A step for each environment: W&B keeps one value per step
-                    step = self.global_step + i + 1
+                    step = self.global_step + i + 1  # one each: W&B keeps one value per step
                     self.returns.append(info["episode"]["r"][i])
                     self.writer.add_scalar("charts/episodic_return", self.returns[-1], step)
                     self.writer.add_scalar("charts/episodic_length", info["episode"]["l"][i], step)
