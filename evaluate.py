@@ -37,7 +37,7 @@ class Args:
     run: tyro.conf.Positional[Path]  # run folder, or the checkpoint in it
     script: Path | None = None  # script that trained the agent, if it is not found by its name
     env_id: str | None = None  # repeat the id of an environment in a module, to import it
-    num_levels: int | None = None  # Procgen: play this many levels, 0 for all, not the run's own
+    num_levels: int | None = None  # Procgen: draw from this many levels (0: all), not the run's
     episodes: int = 10  # whole games to play
     deterministic: bool = False  # take the likeliest action instead of sampling one
     capture_video: bool = False  # film the games into the run folder
@@ -151,6 +151,8 @@ def main(args: Args) -> dict:
         "returns": returns,
         "lengths": lengths,
     }
+    if "num_levels" in checkpoint["args"]:
+        result["num_levels"] = checkpoint["args"]["num_levels"]
     if args.json:
         print(json.dumps(result))
         return result

@@ -132,8 +132,8 @@ class Categorical:
         self.logprobs = logits.log_softmax(dim=-1)
 
     def sample(self) -> Tensor:
-        # Logits plus independent Gumbel noise: the largest is a draw from their softmax. This is
-        # faster than torch.multinomial, and what the official code does (distributions.py#L199).
+        # Logits plus independent Gumbel noise: the largest is a draw from their softmax, as in the
+        # official code (common/distributions.py#L199). It is faster than torch.multinomial.
         gumbel = -torch.empty_like(self.logits).exponential_().log()
         return (self.logits + gumbel).argmax(dim=-1)
 

@@ -10,8 +10,8 @@
 
     python ppo_atari.py --env-id BreakoutNoFrameskip-v4
 
-After 1,000,000 of the 10,000,000 steps, which take two hours on one CPU core, the mean return is 26
-on Breakout and 11.7 of 21 on Pong (one seed each).
+The mean return reaches 26 on Breakout and 11.7 of 21 on Pong (one seed each) after 1,000,000 of the
+10,000,000 steps, in two hours on one CPU core.
 
 Labels such as "Core 7" are sections of the blog post "The 37 Implementation Details of Proximal
 Policy Optimization". References such as ppo2/runner.py#L56 are lines of the official code, in the
@@ -181,8 +181,8 @@ class Categorical:
         self.logprobs = logits.log_softmax(dim=-1)
 
     def sample(self) -> Tensor:
-        # Logits plus independent Gumbel noise: the largest is a draw from their softmax. This is
-        # faster than torch.multinomial, and what the official code does (distributions.py#L199).
+        # Logits plus independent Gumbel noise: the largest is a draw from their softmax, as in the
+        # official code (common/distributions.py#L199). It is faster than torch.multinomial.
         gumbel = -torch.empty_like(self.logits).exponential_().log()
         return (self.logits + gumbel).argmax(dim=-1)
 

@@ -185,8 +185,8 @@ class Categorical:
         self.logprobs = logits.log_softmax(dim=-1)
 
     def sample(self) -> Tensor:
-        # Logits plus independent Gumbel noise: the largest is a draw from their softmax. This is
-        # faster than torch.multinomial, and what the official code does (distributions.py#L199).
+        # Logits plus independent Gumbel noise: the largest is a draw from their softmax, as in the
+        # official code (common/distributions.py#L199). It is faster than torch.multinomial.
         gumbel = -torch.empty_like(self.logits).exponential_().log()
         return (self.logits + gumbel).argmax(dim=-1)
 
@@ -378,7 +378,8 @@ def main(args: Args) -> Agent:
         batch_size = args.num_envs * args.num_steps
         # Aux 2: all begin where the first process does; DistributedDataParallel sends its weights
         begin = [0, None]
-        if rank == 0 and run.global_step > 0:  # from the file: a GPU's tensors would stay on it
+        if rank == 0 and run.global_step > 0:
+            # Read on the CPU: tensors of the first GPU would arrive there in every process.
             begin = [run.global_step, load_checkpoint(run.dir)["optimizer"]]
         dist.broadcast_object_list(begin)
         start, optimizer_state = begin  # 0, or where the run resumes

@@ -9,8 +9,8 @@
 
     python ppo_procgen.py --env-id StarpilotEasy-v0
 
-Every episode plays a level drawn at random, from all levels or from only --num-levels of them. An
-agent that was trained on some is tested on all with evaluate.py --num-levels 0. EnvPool needs the
+Every episode plays a level drawn at random: of all levels, or of --num-levels of them. To test an
+agent on all levels after training on some, use evaluate.py --num-levels 0. EnvPool needs the
 system's Qt 5 for these games (on Debian: apt-get install libqt5gui5).
 
 After 1,000,000 of the 25,000,000 steps the mean return is 6.7 on StarPilot (one seed). One CPU core
@@ -54,7 +54,7 @@ class Args:
     env_id: str = "StarpilotEasy-v0"  # Procgen game, one of EnvPool's
     num_envs: int = 64  # environments stepped side by side
     num_levels: int = 0  # train on this many levels only; 0 means all of them
-    start_level: int = 0  # the first of these levels, unless they are all of them
+    start_level: int = 0  # the first of these levels; without --num-levels, all are there
 
     # Algorithm
     total_timesteps: int = 25_000_000  # environment steps
@@ -238,8 +238,8 @@ class Categorical:
         self.logprobs = logits.log_softmax(dim=-1)
 
     def sample(self) -> Tensor:
-        # Logits plus independent Gumbel noise: the largest is a draw from their softmax. This is
-        # faster than torch.multinomial, and what the official code does (distributions.py#L199).
+        # Logits plus independent Gumbel noise: the largest is a draw from their softmax, as in the
+        # official code (common/distributions.py#L199). It is faster than torch.multinomial.
         gumbel = -torch.empty_like(self.logits).exponential_().log()
         return (self.logits + gumbel).argmax(dim=-1)
 
@@ -275,7 +275,7 @@ class Agent(nn.Module):
 
     def __init__(self, envs: gym.vector.VectorEnv):
         super().__init__()
-        # IMPALA's network for policy and value (Espeholt et al. 2018; common/models.py#L28-L72)
+        # IMPALA's network for policy and value (Espeholt et al. 2018; common/models.py#L28-L71)
         layers = []
         for inputs, outputs in ((3, 16), (16, 32), (32, 32)):
             layers += [

@@ -173,7 +173,7 @@ def read_prices(text: str) -> dict[str, dict[str, str]]:
     """Return the changes of the final return in docs/price.md, by environment and row."""
     prices = {}
     for row, change in re.findall(r"^\| (.+?) \| (.+?) \|", text, re.MULTILINE):
-        if change.startswith("final return"):
+        if change.startswith("change of the final return"):
             column = prices.setdefault(row, {})
         elif row != "---":
             column[row] = change
@@ -245,7 +245,7 @@ def describe(detail: Detail) -> str:
         without = price(f"without {detail.label}: {detail.name}")
         parts.append(f"**Without it.** {detail.removal.instead}{without}")
     elif detail.kept:
-        parts.append(f"**Cannot be removed.** {detail.kept}")
+        parts.append(f"**Not removed.** {detail.kept}")
     else:
         found = "".join(
             f" {row.partition(': ')[2].capitalize()}.{price(row)}" for row in settings(detail)
@@ -265,7 +265,7 @@ def section(detail: Detail) -> str:
         parts.append(f"**Tests that notice its absence.** {tests(detail.removal)}")
     if detail.variants:
         parts.append(
-            "**Known mistakes.** Each was planted in the scripts; the tests named behind it failed."
+            "**Known variants.** Each was planted in the scripts; the tests named behind it failed."
         )
         parts.append(bullets([mistake(variant, f"{label}: ") for variant in detail.variants]))
     return join(parts)
@@ -295,7 +295,9 @@ def index(text: str) -> str:
         row = rf"^\| {label} (\|.*)$"
         text = re.sub(row, rf"| [{label}]({place(label)}) \1{cell}", text, flags=re.MULTILINE)
     head = "official code |\n|---|---|---|"
-    return text.replace(head, head.replace("\n", " [return](price.md) without it |\n") + "---|")
+    return text.replace(
+        head, head.replace("\n", " [change of the return](price.md) without it |\n") + "---|"
+    )
 
 
 # -------------------------------------------------------------------------------------------------

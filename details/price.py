@@ -182,7 +182,14 @@ def label(row: str) -> str:
 
 
 def table(environment: str, found: list[Price]) -> str:
-    rows = [[environment, "final return (95 % interval)", "area under the curve", "seeds"]]
+    rows = [
+        [
+            environment,
+            "change of the final return (95 % interval)",
+            "change of the area under the curve",
+            "seeds",
+        ]
+    ]
     for price in found:
         cells = [
             f"{change:+.2f} ({low:+.2f} to {high:+.2f})"

@@ -29,7 +29,7 @@ CLASSIC = ALL | {
     "num_envs": 4, "num_steps": 128, "num_minibatches": 4, "update_epochs": 4, "learning_rate": 2.5e-4,
     "clip_coef": 0.2, "ent_coef": 0.01, "total_timesteps": 500_000, "shared_network": False,
 }  # fmt: skip
-# Those of openai/train-procgen
+# Those of openai/train-procgen, but for easy levels and half as many steps, as in the blog post
 PROCGEN = ATARI | {
     "num_envs": 64, "num_steps": 256, "num_minibatches": 8, "update_epochs": 3, "learning_rate": 5e-4,
     "anneal_lr": False, "gamma": 0.999, "clip_coef": 0.2, "total_timesteps": 25_000_000,

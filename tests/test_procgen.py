@@ -68,6 +68,29 @@ def test_an_agent_is_evaluated_on_the_levels_of_its_training_or_on_others(monkey
     assert played == [3, 0, 500]
 
 
+def test_a_picture_is_what_the_agent_sees():
+    envs = module.make_envs(module.Args(num_envs=1), "rgb_array")
+    obs, _ = envs.reset(seed=[1])
+    for action in (3, 5, 7, 9):
+        obs, *_ = envs.step(np.array([action]))
+        (picture,) = envs.render()
+        assert picture.shape == (64, 64, 3)
+        assert picture.dtype == np.uint8
+        assert np.array_equal(picture, obs[0].transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize(
+    ("env_id", "words"),
+    [
+        ("Breakout-v5", "Breakout-v5 is not a Procgen game"),
+        ("Starpilot-v0", "EnvPool has no game Starpilot-v0: its names are like StarpilotEasy-v0"),
+    ],
+)
+def test_a_game_that_is_no_procgen_game_is_one_line(env_id, words):
+    with pytest.raises(module.UsageError, match=words):
+        module.main(module.Args(**TINY["ppo_procgen"] | {"env_id": env_id}, device="cpu"))
+
+
 @pytest.mark.parametrize(("num_levels", "start_level"), [(3, 10), (1, 7)])
 def test_only_the_levels_that_are_asked_for_are_played(num_levels, start_level, monkeypatch):
     args = module.Args(num_envs=8, num_levels=num_levels, start_level=start_level)
@@ -101,12 +124,12 @@ def test_the_learner_gets_scaled_rewards_and_the_log_the_games_own(monkeypatch):
     paid = []
     step = module.EnvPoolProcgen.step
 
-    def ten_points(envs, actions):
+    def a_thousand_points(envs, actions):
         obs, _, terminated, truncated, infos = step(envs, actions)
         paid.append(infos["episode"]["r"])
         return obs, np.full(len(actions), 1000.0), terminated, truncated, infos
 
-    monkeypatch.setattr(module.EnvPoolProcgen, "step", ten_points)
+    monkeypatch.setattr(module.EnvPoolProcgen, "step", a_thousand_points)
     envs = module.make_envs(module.Args(num_envs=2))
     envs.reset(seed=[1, 2])
     rewards = np.stack([envs.step(np.zeros(2, dtype=np.int64))[1] for _ in range(50)])

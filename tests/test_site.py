@@ -146,13 +146,13 @@ def test_the_copy_button_copies_the_script_without_its_annotations(url, page):
 
 
 PRICE = """
-| CartPole-v1 | final return (95 % interval) | area under the curve | seeds |
+| CartPole-v1 | change of the final return (95 % interval) | change of the area under the curve | seeds |
 | --- | --- | --- | --- |
 | without Core 7: Advantage normalization, in each minibatch | -0.12 (-0.20 to -0.05) | -0.10 | 10 |
 | Core 7: the advantages are normalised over the whole batch | +0.01 (-0.02 to +0.04) | +0.00 | 10 |
 | Aux 3: early stopping at 0.01 | +0.03 (-0.01 to +0.07) | +0.02 | 10 |
 
-| Acrobot-v1 | final return (95 % interval) | area under the curve | seeds |
+| Acrobot-v1 | change of the final return (95 % interval) | change of the area under the curve | seeds |
 | --- | --- | --- | --- |
 | without Core 7: Advantage normalization, in each minibatch | -0.22 (-0.30 to -0.15) | -0.20 | 10 |
 """
@@ -204,3 +204,13 @@ def test_diffs_are_side_by_side_on_a_desktop_and_stacked_on_a_phone(url, page):
     page.set_viewport_size({"width": 1400, "height": 900})
     assert left.bounding_box()["y"] == right.bounding_box()["y"]
     page.set_viewport_size(PHONE)
+
+
+def test_the_checker_names_pages_that_exist(site, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "details")
+    import pages
+    from ppo_check import page
+
+    for label in pages.DETAILS:
+        folder, _, anchor = page(label).partition("#")
+        assert f'id="{anchor}"' in (site / folder / "index.html").read_text(encoding="utf-8")

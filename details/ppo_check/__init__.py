@@ -72,7 +72,8 @@ def load_catalogue() -> dict[str, Detail]:
 
 def page(label: str) -> str:
     family, number = label.lower().split()
-    return f"{SITE}details/{family}/#{family}-{number}"
+    folder = family.replace("aux", "auxiliary")
+    return f"{SITE}details/{folder}/#{family}-{number}"
 
 
 # -------------------------------------------------------------------------------------------------
