@@ -55,7 +55,7 @@ STYLE = [
         "axes.spines.right": False,
         "axes.grid": True,
         "grid.color": "#e5e5e5",
-        "savefig.dpi": 200,
+        "savefig.dpi": 150,
     },
 ]
 
