@@ -271,7 +271,7 @@ def test_results_and_runs_are_drawn_from_the_command_line(run_program, capsys):
     assert header.startswith("| environment | setting | steps | seeds |")
     assert row.startswith("| CartPole-v1 | a | 3k | 2 | 9.00 (9.00 to 9.00) |")
     assert rest == ["", "wrote x.png"]
-    assert matplotlib.image.imread("x.png").shape[1] == 1800
+    assert matplotlib.image.imread("x.png").shape[1] == 1350
 
 
 def test_file_with_other_columns_is_refused():
