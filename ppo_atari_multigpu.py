@@ -379,7 +379,7 @@ def main(args: Args) -> Agent:
         # Aux 2: all begin where the first process does; DistributedDataParallel sends its weights
         begin = [0, None]
         if rank == 0 and run.global_step > 0:
-            # Read on the CPU: tensors of the first GPU would arrive there in every process.
+            # Read on the CPU: tensors sent from the first GPU would arrive on it in every process.
             begin = [run.global_step, load_checkpoint(run.dir)["optimizer"]]
         dist.broadcast_object_list(begin)
         start, optimizer_state = begin  # 0, or where the run resumes

@@ -54,7 +54,7 @@ class Args:
     env_id: str = "StarpilotEasy-v0"  # Procgen game, one of EnvPool's
     num_envs: int = 64  # environments stepped side by side
     num_levels: int = 0  # train on this many levels only; 0 means all of them
-    start_level: int = 0  # the first of these levels; without --num-levels, all are there
+    start_level: int = 0  # the first of these levels; without effect if num_levels is 0
 
     # Algorithm
     total_timesteps: int = 25_000_000  # environment steps

@@ -64,7 +64,8 @@ def test_an_agent_is_evaluated_on_the_levels_of_its_training_or_on_others(monkey
 
     monkeypatch.setattr(envpool, "make", spy)
     for num_levels in (None, 0, 500):
-        evaluate.main(evaluate.Args(run, num_levels=num_levels, episodes=1))
+        result = evaluate.main(evaluate.Args(run, num_levels=num_levels, episodes=1))
+        assert result["num_levels"] == played[-1]
     assert played == [3, 0, 500]
 
 
