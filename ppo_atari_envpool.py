@@ -12,9 +12,9 @@
 On Breakout the mean return reaches 191 (one seed) after 4,000,000 of the 10,000,000 steps.
 
 EnvPool's resets are not the official ones, which ppo_atari.py has: after every lost life, and not
-only at the start of a game, EnvPool takes up to 29 no-ops (30 in games without FIRE); it presses
-FIRE once, not FIRE and then action 2; and the frames of the old life stay in the stack. In Breakout
-this does no harm (docs/experiments.md).
+only at the start of a game, EnvPool takes up to 29 no-ops (30 in games without FIRE), whose points
+count nowhere; it presses FIRE once, not FIRE and then action 2; and the frames of the old life stay
+in the stack. In a million steps of Breakout, this did no harm (docs/experiments.md).
 
 Labels such as "Core 7" are sections of the blog post "The 37 Implementation Details of Proximal
 Policy Optimization". References such as ppo2/runner.py#L56 are lines of the official code, in the
@@ -344,10 +344,10 @@ def main(args: Args) -> Agent:
     with Run(args, agent=agent, optimizer=optimizer) as run:
         batch_size = args.num_envs * args.num_steps
         start = run.global_step  # 0, or where the run resumes
-        end = start + (args.total_timesteps - start) // batch_size * batch_size
+        end = start + (args.total_timesteps - start) // batch_size * batch_size  # whole updates
 
         # One rollout. The images stay on the learner's device. Values and log-probabilities are
-        # kept from each step: at the end, they would be a second pass through the convolutions.
+        # kept from each step: at the end, they would take a second pass through the convolutions.
         shape = (args.num_steps, args.num_envs)
         obs_shape = envs.single_observation_space.shape
         obs = torch.zeros((*shape, *obs_shape), dtype=torch.uint8, device=device)
@@ -370,7 +370,7 @@ def main(args: Args) -> Agent:
             remaining = 1 - global_step / end
             lr = args.learning_rate * remaining if args.anneal_lr else args.learning_rate
             clip_coef = args.clip_coef * remaining if args.anneal_clip_coef else args.clip_coef
-            if args.compile and args.anneal_clip_coef:
+            if args.compile:
                 # The compiled gradient would keep the first values of a float (PyTorch 2.13).
                 clip_coef = torch.tensor(clip_coef, device=device)
             for group in optimizer.param_groups:
@@ -457,7 +457,7 @@ def check_args(args: Args) -> None:
     for name in ("num_envs", "num_steps", "num_minibatches", "update_epochs", "save_every"):
         if getattr(args, name) < 1:
             raise UsageError(f"{flag(name)}: must be at least 1")
-    for name in ("learning_rate", "clip_coef", "ent_coef", "vf_coef", "max_grad_norm"):
+    for name in ("learning_rate", "clip_coef", "ent_coef", "vf_coef", "max_grad_norm", "seed"):
         if not getattr(args, name) >= 0:
             raise UsageError(f"{flag(name)}: must not be negative")
     for name in ("gamma", "gae_lambda"):
@@ -584,7 +584,7 @@ class Run:
     def on_signal(self, signum: int, frame) -> None:
         self.stop_signal = signum
         signal.signal(signum, self.handlers[signum])
-        os.write(2, b"\nstopping after this update; once more stops at once\n")
+        os.write(2, b"\nstopping after this update; a second signal stops at once\n")
 
     def __exit__(self, error_type: type | None, *_) -> None:
         for signum, handler in self.handlers.items():
@@ -637,7 +637,7 @@ class Run:
             raise SystemExit(128 + self.stop_signal)
 
     def mean_return(self) -> str:
-        mean = f"{np.mean(self.returns):.1f}" if self.returns else "unknown yet"
+        mean = f"{np.mean(self.returns):.1f}" if self.returns else "not known yet"
         return f"mean return {mean}"
 
 

@@ -234,7 +234,7 @@ class Agent(nn.Module):
     ) -> tuple[Categorical, Tensor, Tensor]:
         """Return the policy, the values, and the state after the last step.
 
-        Images `x`, (rows, 1, 84, 84) uint8, are in the order of time: all environments at the first
+        Images `x`, (rows, 1, 84, 84) uint8, are in time order: all environments at the first
         step, then all at the second. `starts`, (rows,), is 1 where a row begins an episode.
         `state`, (num_envs, 256), is that before the first step.
         """
@@ -260,7 +260,7 @@ class Agent(nn.Module):
 class Batch(NamedTuple):
     """Training data; a minibatch is all the steps of some of the environments.
 
-    Shapes are those of a minibatch, whose rows are in the order of time, as the agent takes them.
+    Shapes are those of a minibatch, whose rows are in time order, as the agent takes them.
     In the whole batch, everything but `state` is (num_steps, num_envs, ...).
     """
 
@@ -388,10 +388,10 @@ def main(args: Args) -> Agent:
             envs = gym.wrappers.vector.RecordVideo(envs, str(folder), record_first_only=True)
         batch_size = args.num_envs * args.num_steps
         start = run.global_step  # 0, or where the run resumes
-        end = start + (args.total_timesteps - start) // batch_size * batch_size
+        end = start + (args.total_timesteps - start) // batch_size * batch_size  # whole updates
 
         # One rollout. The images stay on the learner's device. Values and log-probabilities are
-        # kept from each step: at the end, they would be a second pass through the convolutions.
+        # kept from each step: at the end, they would take a second pass through the convolutions.
         shape = (args.num_steps, args.num_envs)
         obs_shape = envs.single_observation_space.shape
         obs = torch.zeros((*shape, *obs_shape), dtype=torch.uint8, device=device)
@@ -469,7 +469,7 @@ def main(args: Args) -> Agent:
             stats = []
             for _ in range(args.update_epochs):
                 # Core 6: every epoch visits every environment once, in a new random order
-                # LSTM 4: minibatches are whole environments, since the order in time must stay
+                # LSTM 4: minibatches are whole environments, since time order must be kept
                 for ids in torch.randperm(args.num_envs, device=device).chunk(args.num_minibatches):
                     loss, mb_stats = ppo_loss(agent, batch.select(ids), clip_coef, args)
                     optimizer.zero_grad()
@@ -508,7 +508,7 @@ def check_args(args: Args) -> None:
     for name in ("num_envs", "num_steps", "num_minibatches", "update_epochs", "save_every"):
         if getattr(args, name) < 1:
             raise UsageError(f"{flag(name)}: must be at least 1")
-    for name in ("learning_rate", "clip_coef", "ent_coef", "vf_coef", "max_grad_norm"):
+    for name in ("learning_rate", "clip_coef", "ent_coef", "vf_coef", "max_grad_norm", "seed"):
         if not getattr(args, name) >= 0:
             raise UsageError(f"{flag(name)}: must not be negative")
     for name in ("gamma", "gae_lambda"):
@@ -635,7 +635,7 @@ class Run:
     def on_signal(self, signum: int, frame) -> None:
         self.stop_signal = signum
         signal.signal(signum, self.handlers[signum])
-        os.write(2, b"\nstopping after this update; once more stops at once\n")
+        os.write(2, b"\nstopping after this update; a second signal stops at once\n")
 
     def __exit__(self, error_type: type | None, *_) -> None:
         for signum, handler in self.handlers.items():
@@ -688,7 +688,7 @@ class Run:
             raise SystemExit(128 + self.stop_signal)
 
     def mean_return(self) -> str:
-        mean = f"{np.mean(self.returns):.1f}" if self.returns else "unknown yet"
+        mean = f"{np.mean(self.returns):.1f}" if self.returns else "not known yet"
         return f"mean return {mean}"
 
 

@@ -386,10 +386,10 @@ def main(args: Args) -> Agent:
         if start > 0:
             optimizer.load_state_dict(optimizer_state)
         learner = nn.parallel.DistributedDataParallel(agent)  # averages gradients
-        end = start + (args.total_timesteps - start) // batch_size * batch_size
+        end = start + (args.total_timesteps - start) // batch_size * batch_size  # whole updates
 
         # One rollout. The images stay on the learner's device. Values and log-probabilities are
-        # kept from each step: at the end, they would be a second pass through the convolutions.
+        # kept from each step: at the end, they would take a second pass through the convolutions.
         shape = (args.num_steps, num_envs)
         obs_shape = envs.single_observation_space.shape
         obs = torch.zeros((*shape, *obs_shape), dtype=torch.uint8, device=device)
@@ -413,7 +413,7 @@ def main(args: Args) -> Agent:
             remaining = 1 - global_step / end
             lr = args.learning_rate * remaining if args.anneal_lr else args.learning_rate
             clip_coef = args.clip_coef * remaining if args.anneal_clip_coef else args.clip_coef
-            if args.compile and args.anneal_clip_coef:
+            if args.compile:
                 # The compiled gradient would keep the first values of a float (PyTorch 2.13).
                 clip_coef = torch.tensor(clip_coef, device=device)
             for group in optimizer.param_groups:
@@ -512,7 +512,7 @@ def check_args(args: Args) -> None:
     for name in ("num_envs", "num_steps", "num_minibatches", "update_epochs", "save_every"):
         if getattr(args, name) < 1:
             raise UsageError(f"{flag(name)}: must be at least 1")
-    for name in ("learning_rate", "clip_coef", "ent_coef", "vf_coef", "max_grad_norm"):
+    for name in ("learning_rate", "clip_coef", "ent_coef", "vf_coef", "max_grad_norm", "seed"):
         if not getattr(args, name) >= 0:
             raise UsageError(f"{flag(name)}: must not be negative")
     for name in ("gamma", "gae_lambda"):
@@ -639,7 +639,7 @@ class Run:
     def on_signal(self, signum: int, frame) -> None:
         self.stop_signal = signum
         signal.signal(signum, self.handlers[signum])
-        os.write(2, b"\nstopping after this update; once more stops at once\n")
+        os.write(2, b"\nstopping after this update; a second signal stops at once\n")
 
     def __exit__(self, error_type: type | None, *_) -> None:
         for signum, handler in self.handlers.items():
@@ -692,7 +692,7 @@ class Run:
             raise SystemExit(128 + self.stop_signal)
 
     def mean_return(self) -> str:
-        mean = f"{np.mean(self.returns):.1f}" if self.returns else "unknown yet"
+        mean = f"{np.mean(self.returns):.1f}" if self.returns else "not known yet"
         return f"mean return {mean}"
 
 

@@ -101,8 +101,7 @@ def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
             f"{env_id} observes images: start from ppo_atari.py, with your make_env and the Normal "
             "of this script"
         )
-    if shape is None or len(shape) != 1:
-        env = gym.wrappers.FlattenObservation(env)
+    env = gym.wrappers.FlattenObservation(env)  # a copy, too: an environment may reuse its array
     # Continuous 5: the environment gets the clipped action, the learner keeps the sampled one
     env = gym.wrappers.ClipAction(env)
     return gym.wrappers.RecordEpisodeStatistics(env)
@@ -172,7 +171,7 @@ class VecNormalize(gym.vector.VectorWrapper):
         self.count("return", self.discounted_returns)
         _, var, _ = self.moments["return"]
         self.discounted_returns[done] = 0
-        # Continuous 8: divided by the deviation of the discounted return
+        # Continuous 8: divided by the standard deviation of the discounted return
         rewards = rewards / np.sqrt(var + 1e-8)
         return rewards.clip(-10, 10)  # Continuous 9: and clipped
 
@@ -394,7 +393,7 @@ def main(args: Args) -> Agent:
             envs = gym.wrappers.vector.RecordVideo(envs, str(folder), record_first_only=True)
         batch_size = args.num_envs * args.num_steps
         start = run.global_step  # 0, or where the run resumes
-        end = start + (args.total_timesteps - start) // batch_size * batch_size
+        end = start + (args.total_timesteps - start) // batch_size * batch_size  # whole updates
 
         # One rollout, in NumPy arrays: they are faster to fill, and become tensors once per update.
         shape = (args.num_steps, args.num_envs)
@@ -417,7 +416,7 @@ def main(args: Args) -> Agent:
             remaining = 1 - global_step / end
             lr = args.learning_rate * remaining if args.anneal_lr else args.learning_rate
             clip_coef = args.clip_coef * remaining if args.anneal_clip_coef else args.clip_coef
-            if args.compile and args.anneal_clip_coef:
+            if args.compile:
                 # The compiled gradient would keep the first values of a float (PyTorch 2.13).
                 clip_coef = torch.tensor(clip_coef, device=device)
             for group in optimizer.param_groups:
@@ -441,7 +440,7 @@ def main(args: Args) -> Agent:
                         _, final_value = agent(final_obs)
                         rewards[step, cut] += args.gamma * final_value.cpu().numpy()
 
-                # The weights are still those that acted: evaluating all rows at once is faster.
+                # The weights are those of the rollout, and evaluating all rows at once is faster.
                 b_obs = to_tensor(obs).flatten(0, 1)
                 b_actions = torch.as_tensor(actions, device=device).flatten(0, 1)
                 policy, b_values = agent(b_obs)
@@ -505,7 +504,7 @@ def check_args(args: Args) -> None:
     for name in ("num_envs", "num_steps", "num_minibatches", "update_epochs", "save_every"):
         if getattr(args, name) < 1:
             raise UsageError(f"{flag(name)}: must be at least 1")
-    for name in ("learning_rate", "clip_coef", "ent_coef", "vf_coef", "max_grad_norm"):
+    for name in ("learning_rate", "clip_coef", "ent_coef", "vf_coef", "max_grad_norm", "seed"):
         if not getattr(args, name) >= 0:
             raise UsageError(f"{flag(name)}: must not be negative")
     for name in ("gamma", "gae_lambda"):
@@ -632,7 +631,7 @@ class Run:
     def on_signal(self, signum: int, frame) -> None:
         self.stop_signal = signum
         signal.signal(signum, self.handlers[signum])
-        os.write(2, b"\nstopping after this update; once more stops at once\n")
+        os.write(2, b"\nstopping after this update; a second signal stops at once\n")
 
     def __exit__(self, error_type: type | None, *_) -> None:
         for signum, handler in self.handlers.items():
@@ -685,7 +684,7 @@ class Run:
             raise SystemExit(128 + self.stop_signal)
 
     def mean_return(self) -> str:
-        mean = f"{np.mean(self.returns):.1f}" if self.returns else "unknown yet"
+        mean = f"{np.mean(self.returns):.1f}" if self.returns else "not known yet"
         return f"mean return {mean}"
 
 

@@ -10,9 +10,9 @@
 
     python ppo_multidiscrete.py --env-id microrts:MicrortsMining-v1
 
-In this task of the real-time strategy game microRTS (microrts.py, which lies beside this file)
-workers gather resources. After 2,000,000 steps, in about 40 minutes on one CPU core, the mean
-return is 39.6 of about 40 (three seeds).
+In this task, workers gather resources in the real-time strategy game microRTS (microrts.py, in this
+folder). After 2,000,000 steps, in half an hour or a little more on one CPU core, the mean return is
+39.6 of about 40 (three seeds).
 
 Other environments work too if they observe boards, (height, width, planes). Where they give
 info["action_mask"], one array for all components, actions that it marks as invalid are never taken,
@@ -362,10 +362,10 @@ def main(args: Args) -> Agent:
             envs = gym.wrappers.vector.RecordVideo(envs, str(folder), record_first_only=True)
         batch_size = args.num_envs * args.num_steps
         start = run.global_step  # 0, or where the run resumes
-        end = start + (args.total_timesteps - start) // batch_size * batch_size
+        end = start + (args.total_timesteps - start) // batch_size * batch_size  # whole updates
 
         # One rollout. The boards stay on the learner's device. Values and log-probabilities are
-        # kept from each step: at the end, they would be a second pass through the convolutions.
+        # kept from each step: at the end, they would take a second pass through the convolutions.
         shape = (args.num_steps, args.num_envs)
         obs = torch.zeros((*shape, *envs.single_observation_space.shape), device=device)
         num_choices = envs.single_action_space.nvec.sum()
@@ -390,7 +390,7 @@ def main(args: Args) -> Agent:
             remaining = 1 - global_step / end
             lr = args.learning_rate * remaining if args.anneal_lr else args.learning_rate
             clip_coef = args.clip_coef * remaining if args.anneal_clip_coef else args.clip_coef
-            if args.compile and args.anneal_clip_coef:
+            if args.compile:
                 # The compiled gradient would keep the first values of a float (PyTorch 2.13).
                 clip_coef = torch.tensor(clip_coef, device=device)
             for group in optimizer.param_groups:
@@ -479,7 +479,7 @@ def check_args(args: Args) -> None:
     for name in ("num_envs", "num_steps", "num_minibatches", "update_epochs", "save_every"):
         if getattr(args, name) < 1:
             raise UsageError(f"{flag(name)}: must be at least 1")
-    for name in ("learning_rate", "clip_coef", "ent_coef", "vf_coef", "max_grad_norm"):
+    for name in ("learning_rate", "clip_coef", "ent_coef", "vf_coef", "max_grad_norm", "seed"):
         if not getattr(args, name) >= 0:
             raise UsageError(f"{flag(name)}: must not be negative")
     for name in ("gamma", "gae_lambda"):
@@ -606,7 +606,7 @@ class Run:
     def on_signal(self, signum: int, frame) -> None:
         self.stop_signal = signum
         signal.signal(signum, self.handlers[signum])
-        os.write(2, b"\nstopping after this update; once more stops at once\n")
+        os.write(2, b"\nstopping after this update; a second signal stops at once\n")
 
     def __exit__(self, error_type: type | None, *_) -> None:
         for signum, handler in self.handlers.items():
@@ -659,7 +659,7 @@ class Run:
             raise SystemExit(128 + self.stop_signal)
 
     def mean_return(self) -> str:
-        mean = f"{np.mean(self.returns):.1f}" if self.returns else "unknown yet"
+        mean = f"{np.mean(self.returns):.1f}" if self.returns else "not known yet"
         return f"mean return {mean}"
 
 

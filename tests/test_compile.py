@@ -66,7 +66,7 @@ def test_training_compiles_in_its_first_update_and_ends_with_the_same_weights(na
         end_update(*args)
 
     monkeypatch.setattr(script.Run, "end_update", counting)
-    args = TINY[name] | {"num_minibatches": 2, "update_epochs": 2, "anneal_clip_coef": True}
+    args = TINY[name] | {"anneal_clip_coef": True}
     plain, compiled = (
         script.main(script.Args(**args, device="cpu", compile=flag)) for flag in (False, True)
     )
@@ -75,3 +75,23 @@ def test_training_compiles_in_its_first_update_and_ends_with_the_same_weights(na
     assert graphs[3] > 0
     for a, b in zip(plain.parameters(), compiled.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "ppo_atari_lstm"])
+def test_the_compiled_loss_gets_the_clip_range_as_a_tensor(name, monkeypatch):
+    """Of floats, the compiled gradient would keep the second that any run in this process has had."""
+    script = importlib.import_module(name)
+    seen = []
+
+    def compile(loss_fn):
+        def recorded(agent, mb, clip_coef, args):
+            seen.append(clip_coef)
+            return loss_fn(agent, mb, clip_coef, args)
+
+        return recorded
+
+    monkeypatch.setattr(torch, "compile", compile)
+    script.main(script.Args(**TINY[name], device="cpu", compile=True, clip_coef=0.3))
+    assert seen
+    for clip_coef in seen:
+        torch.testing.assert_close(clip_coef, torch.tensor(0.3))
