@@ -17,6 +17,7 @@ from gymnasium.spaces import Box, Discrete, MultiDiscrete
 # As microrts.py says; a machine that tests need not have a sound card.
 os.environ["SDL_AUDIODRIVER"] = "dummy"
 pygame.init()
+torch.set_num_threads(1)
 # Programs that tests start take one thread too.
 os.environ["OMP_NUM_THREADS"] = "1"
 # They can be interrupted, even if a shell script has started pytest in the background, which ignores Ctrl-C.
@@ -86,7 +87,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def working_directory(tmp_path, monkeypatch):
     """Run every test in an empty folder, so that `runs/` never lands in the repository."""
     monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture(autouse=True)
@@ -110,8 +110,3 @@ def run_program(monkeypatch):
         return 0
 
     return run
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)

@@ -57,7 +57,7 @@ def test_arguments_at_the_edge_of_what_means_something_are_taken():
     ("script", "arguments", "words"),
     [
         # Minibatches of the recurrent agent are whole environments.
-        ("ppo_atari_lstm", ["--num-minibatches=4"], "--num-minibatches must divide --num-envs"),
+        ("ppo_atari_lstm", ["--num-envs=3"], "--num-minibatches must divide --num-envs"),
         ("ppo_continuous_action", ["--gamma=2"], "--gamma 2.0: must lie between"),
         # Environments for another script, which the line names, or for none
         ("ppo", ["--env-id=Pendulum-v1"], "Pendulum-v1 has the actions Box"),

@@ -14,14 +14,12 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.utils.tensorboard import SummaryWriter
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmark"))
 import run
 import speed
 import tune
 from episodes import read_csv, read_run, write_csv
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARK = ROOT / "benchmark"
@@ -191,7 +189,7 @@ def test_a_plan_goes_on_after_ctrl_c_and_kill_9_and_leaves_its_results():
     Path("p.toml").write_text(good)
     before = {path: path.stat().st_mtime_ns for path in Path().rglob("*")}
     with pytest.raises(SystemExit) as end:
-        run.main(Path("p.toml"))
+        run.main(run.Args(Path("p.toml")))
     assert end.value.code == 0
     assert before == {path: path.stat().st_mtime_ns for path in Path().rglob("*")}
 

@@ -6,8 +6,6 @@ import pytest
 from conftest import ALL_SCRIPTS, spaces_of
 from torch import nn
 
-import evaluate
-
 # What all have: the defaults of ppo2.learn, and what the official code does without asking (normalised advantages,
 # clipped values, a learning rate that falls to 0 but no clip range, no early stop, no bootstrapping at time limits).
 ALL = {
@@ -52,11 +50,6 @@ RUN |= {"run_dir", "save_every", "track"}
 def test_the_defaults_are_the_official_ones(script):
     args = vars(importlib.import_module(script).Args())
     assert {name: args[name] for name in args.keys() - RUN} == OTHERS.get(script, ATARI)
-
-
-def test_the_seed_of_an_evaluation_is_none_of_training():
-    """Training's seeds are small numbers, counted from 1 as a rule."""
-    assert evaluate.Args(()).seed == 1_000_000
 
 
 # common/models.py: mlp has two layers of 64 with tanh, and nature_cnn what follows

@@ -2,19 +2,15 @@
 
 import ast
 import re
-import sys
 from pathlib import Path
 
+import catalogue
 import msgspec
 import pytest
+import remove
 from conftest import ALL_SCRIPTS
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "details"))
-
-import catalogue  # noqa: E402
-import remove  # noqa: E402
-
 CATALOGUE = catalogue.load()
 CHANGES = CATALOGUE.changes()
 KINDS = {"Core": 13, "Atari": 9, "Continuous": 9, "LSTM": 5, "MultiDiscrete": 1, "Aux": 4}
@@ -136,7 +132,7 @@ DOZEN = [
     ("Core 9: the value is clipped around the new prediction", "ppo"),
     ("Atari 3: without", "ppo_atari"),
     (
-        "Continuous 8: rewards are divided by their own deviation instead of the return's",
+        "Continuous 8: rewards are divided by their own standard deviation instead of the return's",
         "ppo_procgen",
     ),
     ("LSTM 3: without", "ppo_atari_lstm"),

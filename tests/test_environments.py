@@ -20,10 +20,8 @@ from conftest import SCRIPTS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 GYMNASIUM_SCRIPTS = ["ppo", "ppo_atari", "ppo_atari_lstm", "ppo_continuous_action"]
-FRAMES = {
-    "ppo_atari": 4,
-    "ppo_atari_lstm": 1,
-}  # that are stacked, in the scripts with Gymnasium's Atari
+# That are stacked, in the scripts with Gymnasium's Atari
+FRAMES = {"ppo_atari": 4, "ppo_atari_lstm": 1}
 
 
 # Recording
@@ -481,14 +479,6 @@ def make_scripted(name, monkeypatch, **kwargs):
     return module.make_env(f"tests:{spec.id}")
 
 
-def has_wrapper(env, cls):
-    while isinstance(env, gym.Wrapper):
-        if isinstance(env, cls):
-            return True
-        env = env.env
-    return False
-
-
 @pytest.mark.parametrize(
     ("meanings", "fires"),
     [
@@ -515,9 +505,8 @@ def test_fire_is_pressed_where_action_1_is_fire_and_there_are_three_actions(
 )
 @pytest.mark.parametrize("name", FRAMES)
 def test_fire_is_pressed_in_the_games_that_know_it(name, game, fires):
-    module = importlib.import_module(name)
-    env = module.make_env(f"{game}NoFrameskip-v4")
-    assert has_wrapper(env, module.FireResetEnv) == fires
+    env = importlib.import_module(name).make_env(f"{game}NoFrameskip-v4")
+    assert ("<FireResetEnv" in str(env)) == fires
 
 
 @pytest.mark.parametrize("name", FRAMES)
@@ -735,13 +724,8 @@ def first_steps(name, seed, monkeypatch):
         seen = record(
             module, patch, learn=False, force_action=0.5 if name == "ppo_continuous_action" else 1
         )
-        sizes = {
-            "num_envs": 6,
-            "num_steps": 8,
-            "total_timesteps": 48,
-            "num_minibatches": 1,
-            "update_epochs": 1,
-        }
+        sizes = {"num_envs": 6, "num_steps": 8, "total_timesteps": 48}
+        sizes |= {"num_minibatches": 1, "update_epochs": 1}
         # In Freeway the cars drive on from the first frame, so the number of no-ops shows.
         games = {
             "ppo_atari": {"env_id": "FreewayNoFrameskip-v4"},
@@ -800,26 +784,12 @@ def test_continuous_actions_are_stored_unclipped_and_taken_clipped(monkeypatch):
         return ppo_loss(agent, mb, *args)
 
     monkeypatch.setattr(module, "ppo_loss", recorded_loss)
-    sizes = {
-        "num_envs": 1,
-        "num_steps": 64,
-        "total_timesteps": 64,
-        "num_minibatches": 4,
-        "update_epochs": 1,
-    }
+    sizes = {"num_envs": 1, "num_steps": 64, "total_timesteps": 64}
+    sizes |= {"num_minibatches": 4, "update_epochs": 1}
     module.main(module.Args(env_id="Lever-v0", **sizes))
     sampled = torch.as_tensor(np.concatenate([step[0] for step in seen.steps]))  # (64, 6)
-    assert (sampled < torch.as_tensor(Lever.low).flatten()).any(dim=0).tolist() == [
-        True,
-        True,
-        False,
-        True,
-        True,
-        True,
-    ]
+    below = (sampled < torch.as_tensor(Lever.low)).any(dim=0)
+    assert below.tolist() == [True, True, False, True, True, True]
     expected = sampled.clamp(torch.as_tensor(Lever.low), torch.as_tensor(Lever.high))
     assert torch.equal(torch.as_tensor(np.stack(Lever.taken)), expected)
-    assert torch.equal(
-        torch.as_tensor(np.stack([step[0] for step in seen.steps])).flatten(0, 1), sampled
-    )
     assert sorted(stored) == sorted(sampled.tolist())

@@ -127,17 +127,6 @@ def test_the_first_step_of_an_episode_carries_the_reward_of_that_step_only(monke
         assert (infos["episode"]["l"] == 1).all()
 
 
-def test_steps_of_some_environments_come_back_in_the_order_asked_for():
-    envs, _ = start("MsPacman-v5", SEEDS)
-    bare = [make_pool("MsPacman-v5", num_envs=1, seed=[seed]) for seed in SEEDS]
-    for pool in bare:
-        pool.reset()
-    for ids in ([2, 0], [1], [0, 2], [2, 1, 0]) * 5:
-        obs, *_, infos = envs.pool.step(np.array(ids), np.array(ids))
-        assert infos["env_id"].tolist() == ids
-        assert np.array_equal(obs, np.concatenate([bare[i].step(np.array([i]))[0] for i in ids]))
-
-
 # Two environments of Breakout; every game is cut after six steps, and every other cut ends a segment of four.
 @pytest.mark.parametrize("bootstrap", [False, True])
 def test_a_time_limit_is_bootstrapped_from_the_last_observation(bootstrap, monkeypatch):
@@ -185,12 +174,6 @@ def test_a_time_limit_is_bootstrapped_from_the_last_observation(bootstrap, monke
     sizes = {"num_envs": 2, "num_steps": 4, "total_timesteps": 24, "update_epochs": 1}
     script.main(script.Args(**sizes, gamma=0.9, bootstrap_truncated=bootstrap, device="cpu"))
     assert len(steps) == 12
-
-
-@pytest.mark.parametrize("env_id", ["Breakot-v5", "BreakoutNoFrameskip-v4", "CartPole-v1"])
-def test_what_is_no_atari_game_of_envpools_is_an_error_of_usage(env_id):
-    with pytest.raises(script.UsageError, match=env_id):
-        script.make_envs(script.Args(env_id=env_id))
 
 
 def test_render_gives_a_frame_for_each_environment():

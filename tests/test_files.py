@@ -307,10 +307,10 @@ PROGRAMS = [
 
 
 def commands(text: str) -> list[tuple[str, list[str]]]:
-    """Return the programs that a text calls with Python, uv or Bash, each with the flags that it gives them."""
+    """Return the programs that a text calls with Python, uv or torchrun, each with the flags that it gives them."""
     found = []
     for program, rest in re.findall(
-        r"(?:python3?|uv run|bash|torchrun(?: --?[a-z_-]+(?:[= ]\d+)?)*) ((?:\w+/)*\w+\.(?:py|sh))\b([^`|&\"\n]*)",
+        r"(?:python3?|uv run|torchrun(?: --?[a-z_-]+(?:[= ]\d+)?)*) ((?:\w+/)*\w+\.py)\b([^`|&\"\n]*)",
         text,
     ):
         found.append((program, re.findall(r"--([a-z][a-z-]*)", rest)))
@@ -318,15 +318,11 @@ def commands(text: str) -> list[tuple[str, list[str]]]:
 
 
 def flags_of(program: Path) -> set[str]:
-    """Return the flags of a program that has its arguments in a class Args, or else in its function main."""
+    """Return the flags of a program, which are the fields of its class Args."""
     body = ast.parse(program.read_text(encoding="utf-8")).body
-    found = {node.name: node for node in body if hasattr(node, "name")}
-    if "Args" in found:
-        fields = [field for field in found["Args"].body if isinstance(field, ast.AnnAssign)]
-        names = [field.target.id for field in fields]
-    else:
-        names = [argument.arg for argument in found["main"].args.args]
-    names = {name.replace("_", "-") for name in names}
+    (args,) = (node for node in body if getattr(node, "name", None) == "Args")
+    fields = [field for field in args.body if isinstance(field, ast.AnnAssign)]
+    names = {field.target.id.replace("_", "-") for field in fields}
     return names | {f"no-{name}" for name in names} | {"help"}
 
 

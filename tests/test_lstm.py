@@ -1,21 +1,17 @@
 """The recurrent agent: its state, its gradient, its minibatches, and a task that needs memory."""
 
 import copy
-import sys
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from recall import Recall
 from torch import nn
 
 import ppo_atari_lstm as script
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "details"))
-from recall import Recall
 
 SPACES = SimpleNamespace(single_action_space=gym.spaces.Discrete(4))
 
@@ -387,7 +383,6 @@ SIZES = {"num_steps": 20, "num_minibatches": 3, "update_epochs": 3, "total_times
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Share one run of three updates between the tests that look at it from different sides."""
-    torch.set_num_threads(1)
     ends = ["truncated" if length == 9 else "terminated" for length in LENGTHS]
     makers = [partial(Squares, *episode) for episode in zip(LENGTHS, ends, strict=True)]
     folder = tmp_path_factory.mktemp("lstm")
@@ -541,12 +536,6 @@ def test_the_first_step_of_adam_moves_the_sum_of_both_biases_by_one_learning_rat
     assert gradient.abs().max() > 10 * epsilon
     expected = -1e-3 * gradient / (gradient.abs() + epsilon)
     torch.testing.assert_close(moved, expected, rtol=1e-3, atol=1e-8)
-
-
-def test_environments_that_do_not_divide_into_minibatches_are_refused():
-    args = script.Args(num_envs=3, num_minibatches=2, num_steps=4, total_timesteps=24)
-    with pytest.raises(script.UsageError, match="must divide --num-envs"):
-        script.main(args)
 
 
 # Memory

@@ -226,7 +226,7 @@ def test_an_output_that_is_never_valid_is_not_trained():
 
 
 def test_a_component_without_a_valid_action_is_uniform_and_teaches_nothing():
-    """In microRTS, where no enemy can be attacked; the official script does the same."""
+    """In microRTS, where no enemy can be attacked. The blog post's script draws and learns the same."""
     nvec, rows = [2, 3, 4], 8_000
     masks = torch.tensor([True, False, *[False] * 3, *[True] * 4]).expand(rows, -1)
     logits = 9 * torch.randn(9).expand(rows, -1)

@@ -180,7 +180,7 @@ def test_first_line_names_folder_and_device_and_last_line_the_result(capfd):
     curves = f"The curves: tensorboard --logdir {run_dir}"
     assert out == [f"96 steps, mean return {mean:.1f}. {curves}"]
     out, err = run_and_capture(capfd, num_steps=4, total_timesteps=8, run_dir=Path("short"))
-    assert out == ["8 steps, mean return unknown yet. The curves: tensorboard --logdir short"]
+    assert out == ["8 steps, mean return not known yet. The curves: tensorboard --logdir short"]
 
 
 def test_without_a_terminal_a_whole_line_tells_how_far_it_is(capfd):

@@ -19,22 +19,9 @@ from torch.distributions import Categorical, Distribution, Normal
 
 # Three updates of few rows. No coefficient is what another one is, and everything is clipped now and then.
 NUM_UPDATES = 3
-ARGS = {
-    "num_envs": 2,
-    "num_steps": 8,
-    "total_timesteps": 48,
-    "num_minibatches": 2,
-    "update_epochs": 2,
-}
-ARGS |= {
-    "gamma": 0.9,
-    "gae_lambda": 0.8,
-    "clip_coef": 0.02,
-    "ent_coef": 0.05,
-    "vf_coef": 0.3,
-    "max_grad_norm": 1.0,
-    "anneal_lr": True,
-}
+ARGS = {"num_envs": 2, "num_steps": 8, "num_minibatches": 2, "update_epochs": 2}
+ARGS |= {"total_timesteps": 48, "anneal_lr": True, "gamma": 0.9, "gae_lambda": 0.8}
+ARGS |= {"clip_coef": 0.02, "ent_coef": 0.05, "vf_coef": 0.3, "max_grad_norm": 1.0}
 
 
 def weights_of(agent: nn.Module) -> list[nn.Parameter]:

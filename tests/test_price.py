@@ -1,18 +1,14 @@
 """The price of details: which scripts are trained, and what is made of their results."""
 
 import shutil
-import sys
 import tomllib
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import price
 import pytest
 from conftest import SCRIPTS
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmark"))
-sys.path.append(str(Path(__file__).resolve().parents[1] / "details"))
-import price
 from episodes import write_csv
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,7 +109,7 @@ def test_a_price_is_the_difference_of_returns_between_the_untrained_and_the_comp
     assert none.interval[0] < -0.05
     assert none.interval[1] > 0.05
     text = price.table("A-v0", [half, none])
-    assert "Core 7: Advantage normalization, in each minibatch | -0.50 (" in text
+    assert "Core 7: Advantage normalisation, in each minibatch | -0.50 (" in text
 
 
 def test_nothing_is_said_of_a_single_seed(root):

@@ -91,19 +91,8 @@ def test_main_called_from_python_gives_the_weights_of_the_command_line(run_progr
     ppo = importlib.import_module("ppo")
     args = ppo.Args(num_envs=2, num_steps=16, total_timesteps=96, seed=7)
     agent = ppo.main(args).state_dict()
-    flags = [
-        "--num-envs",
-        "2",
-        "--num-steps",
-        "16",
-        "--total-timesteps",
-        "96",
-        "--seed",
-        "7",
-        "--run-dir",
-        "other",
-    ]
-    assert run_program(ppo.__file__, *flags) == 0
+    flags = ["--num-envs=2", "--num-steps=16", "--total-timesteps=96", "--seed=7"]
+    assert run_program(ppo.__file__, *flags, "--run-dir=other") == 0
     weights = ppo.load_checkpoint(Path("other"))["agent"]
     assert all(torch.equal(agent[key], weights[key]) for key in agent)
 

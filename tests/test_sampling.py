@@ -47,16 +47,12 @@ def categorical(name: str):
     return importlib.import_module(name).Categorical
 
 
-def multi_categorical(logits: torch.Tensor, mask: torch.Tensor):
-    return importlib.import_module("ppo_multidiscrete").MultiCategorical(logits, mask, NVEC)
-
-
 def normal(mean: torch.Tensor, std: torch.Tensor):
     return importlib.import_module("ppo_continuous_action").Normal(mean, std)
 
 
 def torch_components(logits: torch.Tensor, mask: torch.Tensor) -> list:
-    """The same as the product of torch's distributions, where a forbidden choice has the logit -inf."""
+    """Return torch's distribution of each component; a forbidden choice has the logit -inf."""
     parts = logits.masked_fill(~mask, -torch.inf).split(NVEC, dim=-1)
     return [torch.distributions.Categorical(logits=part) for part in parts]
 
@@ -94,54 +90,6 @@ def test_log_probabilities_and_entropies_are_those_of_torch(name):
         got = policy.log_prob(action.repeat(3))
         torch.testing.assert_close(got, reference.log_prob(action).float())
     torch.testing.assert_close(policy.entropy(), reference.entropy().float())
-
-
-# Several discrete actions
-
-
-def test_log_probabilities_and_entropies_of_components_add_up():
-    """Against the product of torch's distributions, for every action that the mask allows."""
-    torch.manual_seed(3)
-    logits = 2 * torch.randn(3, 9)
-    policy = multi_categorical(logits, MASK)
-    components = torch_components(logits.double(), MASK)
-    for action in torch.cartesian_prod(*map(torch.arange, NVEC)):
-        got = policy.log_prob(action.expand(3, 3))
-        expected = sum(part.log_prob(x) for part, x in zip(components, action, strict=True))
-        possible = expected.isfinite()
-        torch.testing.assert_close(got[possible], expected[possible].float())
-        assert (got[~possible].exp() == 0).all()
-    expected = 0
-    for part in components:
-        logprobs = part.logits.clamp(min=torch.finfo(torch.float64).min)
-        expected = expected - (part.probs * logprobs).sum(dim=-1)  # 0 times -inf is 0 here
-    torch.testing.assert_close(policy.entropy(), expected.float())
-
-
-def test_masked_actions_are_never_drawn_and_the_others_as_often_as_among_themselves():
-    torch.manual_seed(4)
-    logits = 2 * torch.randn(3, 9)
-    draws = DRAWS // 3
-    actions = multi_categorical(logits.repeat(draws, 1), MASK.repeat(draws, 1)).sample()
-    actions = actions.view(draws, 3, 3)
-    for row in range(3):
-        first, second, third = (part.probs[row] for part in torch_components(logits.double(), MASK))
-        joint = torch.einsum("i,j,k->ijk", first, second, third).flatten()  # they are independent
-        check_frequencies(actions[:, row] @ torch.tensor([8, 2, 1]), joint)
-
-
-def test_the_mode_of_components_is_the_likeliest_that_the_mask_allows():
-    logits = torch.arange(9.0).repeat(3, 1)
-    assert multi_categorical(logits, MASK).mode().tolist() == [[2, 3, 1], [2, 3, 1], [1, 2, 1]]
-
-
-def test_a_masked_action_gets_no_gradient():
-    logits = torch.randn(3, 9, requires_grad=True)
-    policy = multi_categorical(logits, MASK)
-    (policy.log_prob(policy.sample()).sum() + policy.entropy().sum()).backward()
-    assert (logits.grad[~MASK] == 0).all()
-    assert logits.grad[0].all()
-    assert logits.grad.isfinite().all()
 
 
 # Continuous actions

@@ -131,7 +131,7 @@ def test_an_annotation_opens_with_reason_equation_official_line_and_tests(url, p
     tooltip = note.locator(".md-tooltip")
     tooltip.locator("math").wait_for(state="visible")
     text = tooltip.inner_text()
-    assert "Advantage normalization, in each minibatch" in text
+    assert "Advantage normalisation, in each minibatch" in text
     assert "test_" in text
     assert tooltip.get_by_role("link", name="ppo2/model.py L139").is_visible()
 
@@ -148,18 +148,17 @@ def test_the_copy_button_copies_the_script_without_its_annotations(url, page):
 PRICE = """
 | CartPole-v1 | change of the final return (95 % interval) | change of the area under the curve | seeds |
 | --- | --- | --- | --- |
-| without Core 7: Advantage normalization, in each minibatch | -0.12 (-0.20 to -0.05) | -0.10 | 10 |
+| without Core 7: Advantage normalisation, in each minibatch | -0.12 (-0.20 to -0.05) | -0.10 | 10 |
 | Core 7: the advantages are normalised over the whole batch | +0.01 (-0.02 to +0.04) | +0.00 | 10 |
 | Aux 3: early stopping at 0.01 | +0.03 (-0.01 to +0.07) | +0.02 | 10 |
 
 | Acrobot-v1 | change of the final return (95 % interval) | change of the area under the curve | seeds |
 | --- | --- | --- | --- |
-| without Core 7: Advantage normalization, in each minibatch | -0.22 (-0.30 to -0.15) | -0.20 | 10 |
+| without Core 7: Advantage normalisation, in each minibatch | -0.22 (-0.30 to -0.15) | -0.20 | 10 |
 """
 
 
 def test_prices_stand_with_their_details(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "details")
     import pages
 
     monkeypatch.setattr(pages, "PRICES", pages.read_prices(PRICE))
@@ -206,8 +205,7 @@ def test_diffs_are_side_by_side_on_a_desktop_and_stacked_on_a_phone(url, page):
     page.set_viewport_size(PHONE)
 
 
-def test_the_checker_names_pages_that_exist(site, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "details")
+def test_the_checker_names_pages_that_exist(site):
     import pages
     from ppo_check import page
 

@@ -33,8 +33,7 @@ import tyro
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-SCRIPTS = ["ppo", "ppo_continuous_action", "ppo_multidiscrete", "ppo_atari", "ppo_atari_envpool"]
-SCRIPTS += ["ppo_atari_lstm", "ppo_atari_multigpu", "ppo_procgen"]
+SCRIPTS = sorted(path.stem for path in ROOT.glob("ppo*.py"))
 SMALL = {"num_envs": 2, "num_steps": 16, "num_minibatches": 2, "update_epochs": 1, "save_every": 1}
 STEPS = 2 * 16  # of one update
 LIMIT = 120  # seconds after which an attempt hangs
