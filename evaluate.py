@@ -12,7 +12,8 @@
 
 The script that trained the agent makes its environment and its network, so a copied and changed
 script needs nothing else. It is looked for in the current folder and beside this file. Statistics
-are frozen, returns are the game's own, and the seed is not one of training.
+are frozen, returns are the game's own (EnvPool's miss what its resets score: docs/details.md,
+Atari 1), and the seed is not one of training.
 """
 
 import importlib.util
@@ -122,10 +123,11 @@ def main(args: Args) -> dict:
     run_dir = args.run.parent if args.run.name == "checkpoint.pt" else args.run
     checkpoint = load_checkpoint(run_dir)
     env_id = checkpoint["args"]["env_id"]
-    if args.script is None:
+    path = args.script
+    if path is None:
         name = Path(checkpoint["script"]).name + ".py"
-        here = Path(name) if Path(name).is_file() else Path(__file__).with_name(name)
-    script = import_script(args.script or here)
+        path = Path(name) if Path(name).is_file() else Path(__file__).with_name(name)
+    script = import_script(path)
     if ":" in env_id and env_id not in (args.env_id, script.Args.env_id):
         # Importing a module runs its code: somebody else's checkpoint must not choose which one.
         raise UsageError(f"the agent's game is in a module: if you trust it, add --env-id {env_id}")

@@ -1,4 +1,4 @@
-"""The finished episodes of a run as a table: read from its TensorBoard log, kept as CSV."""
+"""What a run's TensorBoard log says: its finished episodes, as a table kept as CSV, and its losses."""
 
 from pathlib import Path
 
@@ -26,6 +26,14 @@ def read_run(folder: Path) -> pd.DataFrame:
         "seconds": np.interp(returns.step, [0, *updates.step], [0, *seconds]),
     }
     return pd.DataFrame(columns).dropna()
+
+
+def read_losses(folder: Path) -> dict[str, float]:
+    """Return the median over all updates of everything that is logged as losses/..."""
+    log = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    losses = [tag for tag in log.Tags()["scalars"] if tag.startswith("losses/")]
+    medians = {tag: np.nanmedian([event.value for event in log.Scalars(tag)]) for tag in losses}
+    return {tag.removeprefix("losses/"): float(f"{x:.4g}") for tag, x in medians.items()}
 
 
 def write_csv(path: Path, episodes: pd.DataFrame) -> None:

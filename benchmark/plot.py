@@ -61,6 +61,12 @@ STYLE = [
 
 
 @dataclass
+class Args:
+    runs: tyro.conf.Positional[tuple[Path, ...]]  # run folders, result files, or folders of either
+    output: Path = Path("plot.png")  # the picture
+
+
+@dataclass
 class Run:
     environment: str
     setting: str
@@ -301,14 +307,8 @@ def draw_published(panel: Axes, environment: str, settings: Settings) -> list[st
     return [first, *(other.rpartition("-")[2] for other in others)]  # Hopper-v2, v4
 
 
-def main(runs: tyro.conf.Positional[tuple[Path, ...]], output: Path = Path("plot.png")) -> None:
-    """Draw runs.
-
-    Args:
-        runs: run folders, result files, or folders of either
-        output: the picture
-    """
-    found = [read(path) for path in find(runs)]
+def main(args: Args) -> None:
+    found = [read(path) for path in find(args.runs)]
     for run in found:
         if run.episodes.empty:
             print(f"left out, no episode has finished: {run.path}", file=sys.stderr)
@@ -316,15 +316,15 @@ def main(runs: tyro.conf.Positional[tuple[Path, ...]], output: Path = Path("plot
     if not groups:
         sys.exit("error: nothing to draw")
     with matplotlib.style.context(STYLE):
-        draw(groups).savefig(output)
+        draw(groups).savefig(args.output)
     rows = [
         [environment, setting, *cells(environment, setting, runs)]
         for environment, settings in groups.items()
         for setting, runs in settings.items()
     ]
     print(markdown([["environment", "setting", *HEADER], *rows]))
-    print("wrote", output)
+    print("wrote", args.output)
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)
+    main(tyro.cli(Args, description=__doc__))

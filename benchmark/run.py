@@ -16,7 +16,7 @@ A plan is a TOML file. Each setting in it stands for one run per environment and
 
 A run trains in the folder runs/PLAN/ENVIRONMENT__NAME__SEED; what its script prints is in log.txt
 there. When it is over, its episodes are in benchmark/results/PLAN, in a .csv.xz file of that name,
-and the .json file beside it says how they were made.
+and the .json file beside it says how they were made, and the medians of the losses.
 
 Ctrl-C lets every script save. Started again, the program leaves out what is finished and goes on
 with what is not. A run that is killed is tried again from its checkpoint; one that ends with an
@@ -43,11 +43,17 @@ import msgspec
 import pandas as pd
 import ray
 import tyro
-from episodes import read_run, write_csv
+from episodes import read_losses, read_run, write_csv
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 RESULTS = Path("benchmark/results")
 PACKAGES = {"torch", "gymnasium", "numpy", "envpool", "ale-py", "mujoco", "ray"}
+
+
+@dataclass
+class Args:
+    plan: tyro.conf.Positional[Path]  # the TOML file
+    address: str | None = None  # Ray cluster to use: HOST:PORT, or auto
 
 
 class Setting(msgspec.Struct, forbid_unknown_fields=True):
@@ -217,6 +223,7 @@ def write_results(job: Job, episodes: pd.DataFrame) -> str:
         "minutes": round(seconds / 60, 2),
         "steps_per_second": round(steps / seconds),
         "last_100": round(episodes["return"][-100:].mean(), 2),
+        "losses": read_losses(job.folder),
     }
     if job.stop_at is not None:
         entry["stop_at"] = job.stop_at
@@ -278,18 +285,13 @@ def is_finished(job: Job) -> bool:
     return entry.get("stop_at") == job.stop_at
 
 
-def main(plan: tyro.conf.Positional[Path], address: str | None = None) -> None:
-    """Train what is not finished.
-
-    Args:
-        plan: the TOML file
-        address: Ray cluster to use, HOST:PORT or auto
-    """
-    jobs = read_plan(plan)
+def main(args: Args) -> None:
+    """Train what is not finished."""
+    jobs = read_plan(args.plan)
     left = [job for job in jobs if not is_finished(job)]
     done = len(jobs) - len(left)
     if left:
-        start_ray(address)
+        start_ray(args.address)
         cores = max(node["Resources"].get("CPU", 0) for node in ray.nodes())
         if max(job.threads for job in left) > cores:
             sys.exit(f"error: a run has more threads than any machine has cores, {cores:.0f}")
@@ -301,9 +303,9 @@ def main(plan: tyro.conf.Positional[Path], address: str | None = None) -> None:
         else:
             done += 1
             print(f"{done} of {len(jobs)}: {job.folder.name}: {line}", flush=True)
-    print(f"{done} of {len(jobs)} runs are finished: {RESULTS / plan.stem}")
+    print(f"{done} of {len(jobs)} runs are finished: {RESULTS / args.plan.stem}")
     sys.exit(0 if done == len(jobs) else 1)
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)
+    main(tyro.cli(Args, description=__doc__))

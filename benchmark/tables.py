@@ -125,7 +125,7 @@ def page() -> str:
 
 
 def draw(name: str) -> None:
-    """Draw docs/NAME.png, of what has been run."""
+    """Draw docs/NAME.png."""
     last = LAST_STEPS.get(name, np.inf)
     groups = {}
     several = any(len(settings) > 1 for settings in FIGURES[name].values())
@@ -136,9 +136,8 @@ def draw(name: str) -> None:
             for run in read(f"{plan}/{environment}__{setting}__*.csv.xz"):
                 run = replace(run, episodes=run.episodes[run.episodes.step <= last])
                 groups.setdefault(environment, {}).setdefault(label, []).append(run)
-    if groups:
-        with matplotlib.style.context(plot.STYLE):
-            plot.draw(groups).savefig(ROOT / "docs" / f"{name}.png")
+    with matplotlib.style.context(plot.STYLE):
+        plot.draw(groups).savefig(ROOT / "docs" / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,6 @@ import plot
 PAGE = ROOT / "docs" / "price.md"
 BEGIN, END = "<!-- prices: python details/price.py -->\n", "<!-- end of the prices -->\n"
 COMPLETE = "complete"  # the setting with all details
-WINDOWS = 100  # of a learning curve, whose mean is the area under it
 UNTRAINED = 20  # episodes at the start of each run
 
 
@@ -128,11 +127,6 @@ def final(run: plot.Run) -> float:
     return run.episodes["return"][-plot.LAST :].mean()
 
 
-def area(run: plot.Run, steps: int) -> float:
-    edges = np.linspace(0, steps, WINDOWS + 1)
-    return plot.window_means(run.episodes, edges).mean()
-
-
 def difference(with_it: np.ndarray, without: np.ndarray) -> float:
     return without.mean() - with_it.mean()
 
@@ -161,15 +155,16 @@ def prices(experiment: Experiment, env_id: str) -> list[Price]:
     def normalised(row: str, measure) -> np.ndarray:
         return (np.array([measure(run) for run in runs[row]])[:, None] - low) / (high - low)
 
-    def measure_area(run: plot.Run) -> float:
-        return area(run, experiment.steps)
+    def area(run: plot.Run) -> float:
+        edges = np.linspace(0, experiment.steps, plot.WINDOWS + 1)
+        return plot.window_means(run.episodes, edges).mean()
 
     found = []
     for row in experiment.rows():
         if len(runs[row]) < 2:
             continue
         finals = (normalised(COMPLETE, final), normalised(row, final))
-        areas = (normalised(COMPLETE, measure_area), normalised(row, measure_area))
+        areas = (normalised(COMPLETE, area), normalised(row, area))
         found.append(Price(row, len(runs[row]), *compare(finals), *compare(areas)))
     return sorted(found, key=lambda price: price.final)
 
@@ -231,7 +226,7 @@ def draw(found: dict[str, list[Price]]) -> Figure:
         panel.tick_params(labelbottom=True)
     figure.supxlabel("change of the normalised return", fontsize=10)
     end = Line2D([], [], **looks | {"markerfacecolor": "C0"})
-    labels = ["at the end, with its 95 % interval (filled: it excludes 0)", "mean of the training"]
+    labels = ["at the end, with its 95 % interval (filled: it excludes 0)", "area under the curve"]
     figure.legend([end, mean], labels, loc="outside upper center", ncols=2, frameon=False)
     return figure
 

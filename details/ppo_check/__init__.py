@@ -15,6 +15,7 @@ import inspect
 import sys
 import textwrap
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
@@ -435,7 +436,7 @@ def report(found: list[Finding], missing: list[str]) -> str:
             head, *rest = wrapped(f"{VERDICTS[x.verdict]} {x.what}".strip())
             lines.append(f"  {x.detail:<15} {head.lstrip()}")
             lines += rest
-            if x.verdict == "error" or x.verdict == "official":
+            if x.verdict in ("error", "official"):
                 continue
             if x.deviation is not None:
                 far = f"Off by up to {x.deviation:.3g}"
@@ -451,9 +452,7 @@ def report(found: list[Finding], missing: list[str]) -> str:
                 lines += wrapped(f"{x.page} (official code: {places})" if places else x.page)
             explained.add(x.why)
         lines.append("")
-    counts = {}
-    for x in found:
-        counts[x.verdict] = counts.get(x.verdict, 0) + 1
+    counts = Counter(x.verdict for x in found)
     names = {
         "official": "as the official code",
         "sound": "sound",
@@ -500,7 +499,7 @@ def template() -> str:
         if len(head) > 88:
             names = part.arguments.split(", ")
             head = f"def {part.name}(\n" + "".join(f"    {name},\n" for name in names) + "):"
-        text = "\n".join(wrapped(f"{part.text}", 88, "    "))
+        text = "\n".join(wrapped(part.text, 88, "    "))
         lines.append(
             f'\n{head}\n    """Return {part.returns}.\n\n{text}\n    """\n'
             "    raise NotImplementedError\n"

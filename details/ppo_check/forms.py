@@ -33,12 +33,12 @@ SOUND = {
         "Another estimate of the same quantity, noisier, and sometimes negative; the official one "
         "is half the mean square of the log-ratio."
     ),
-    ("Core 7", "the deviation counts as 1e-6 at least"): (
+    ("Core 7", "the standard deviation counts as 1e-6 at least"): (
         "The official code adds 1e-8 to it. The two differ only where the advantages of a "
         "minibatch are nearly equal."
     ),
     **{
-        ("Core 7", f"{epsilon} is added to the deviation"): (
+        ("Core 7", f"{epsilon} is added to the standard deviation"): (
             "The official code adds 1e-8 to it. The two differ only where the advantages of a "
             "minibatch are nearly equal."
         )
@@ -63,7 +63,7 @@ OTHERS = {
         "does, a value that has moved further than epsilon gets no gradient, not even back towards "
         "its target."
     ),
-    ("Core 7", "nothing is added to the deviation"): (
+    ("Core 7", "nothing is added to the standard deviation"): (
         "Where all advantages of a minibatch are equal, the division by 0 makes them NaN, and with "
         "them every weight."
     ),
@@ -73,7 +73,7 @@ OTHERS = {
     ),
     ("Core 10", "the value loss is smooth L1"): (
         "Beyond an error of 1 the gradient no longer grows, so returns with rare large values pull "
-        "less at the value function than they do officially."
+        "less at the value function than in the official code."
     ),
     ("Continuous 6", "the variance is that of a sample"): (
         "Each batch's variance is divided by n - 1. With the few environments of one step it comes "
@@ -168,14 +168,14 @@ ENDS = {
     "": None,
     PAST: no_ends("sum_ends"),
     THROUGH: no_ends("delta_ends"),
-    # The first flag may be the last one of the segment, or none.
+    # The first flag may be the last one of the rollout, or none.
     LATE: partial(late_ends, first=lambda ends: ends[-1]),
     f"{LATE} ": partial(late_ends, first=lambda ends: 0 * ends[0]),
 }
 SEGMENT_ENDS = {
     "": None,
-    "nothing stands for what follows the segment": lambda x: {"next_value": 0 * x["next_value"]},
-    "the segment is bootstrapped from its last observation instead of the next one": lambda x: {
+    "nothing stands for what follows the rollout": lambda x: {"next_value": 0 * x["next_value"]},
+    "the rollout is bootstrapped from its last observation instead of the next one": lambda x: {
         "next_value": x["values"][-1]
     },
 }
@@ -278,10 +278,10 @@ NORMALIZED = choices(
         "Core 7",
         {
             "": lambda std: std + 1e-8,
-            "nothing is added to the deviation": lambda std: std,
-            "the deviation counts as 1e-6 at least": lambda std: np.maximum(std, 1e-6),
+            "nothing is added to the standard deviation": lambda std: std,
+            "the standard deviation counts as 1e-6 at least": lambda std: np.maximum(std, 1e-6),
             **{
-                f"{epsilon} is added to the deviation": partial(np.add, epsilon)
+                f"{epsilon} is added to the standard deviation": partial(np.add, epsilon)
                 for epsilon in OTHER_EPSILONS
             },
         },
@@ -722,7 +722,7 @@ REWARDS = choices(
         {
             "": "official",
             WITHOUT: "off",
-            "rewards are divided by their own deviation instead of the return's": "own",
+            "rewards are divided by their own standard deviation instead of the return's": "own",
             "rewards are centred": "centred",
             "the discounted return runs on past an end": "runs on",
             "the discounted return is reset before it is counted": "reset first",
@@ -839,7 +839,12 @@ def draws(scale: Callable, shift: float, correlation: float) -> Callable:
 DRAWS = [
     ((), draws(lambda std: std, 0, 0)),
     (
-        (("Continuous 1", "actions are drawn with the variance in place of the deviation"),),
+        (
+            (
+                "Continuous 1",
+                "actions are drawn with the variance in place of the standard deviation",
+            ),
+        ),
         draws(lambda std: std**2, 0, 0),
     ),
     (
@@ -907,7 +912,7 @@ def start_forms(ignores: str) -> dict[str, Callable]:
         "": lambda starts: starts,
         ignores: lambda starts: 0 * starts,
         "the state is reset one step late": lambda starts: late(starts, starts[0]),
-        # The same again, after a segment that ended with no episode
+        # The same again, after a rollout that ended with no episode
         "the state is reset one step late ": lambda starts: late(starts, 0 * starts[0]),
     }
 

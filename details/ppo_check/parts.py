@@ -90,10 +90,10 @@ def gae_cases() -> list[Case]:
     cases = []
     for name, steps, ends in [
         ("no episode ends", 8, []),
-        ("an episode ends inside the segment", 12, [(5, 0), (7, 1), (8, 1)]),
-        ("an episode ends at the start of the segment", 8, [(0, 0), (0, 2)]),
-        ("an episode ends at the end of the segment", 8, [(7, 0), (7, 1)]),
-        ("a segment of one step", 1, [(0, 1)]),
+        ("an episode ends inside the rollout", 12, [(5, 0), (7, 1), (8, 1)]),
+        ("an episode ends at the start of the rollout", 8, [(0, 0), (0, 2)]),
+        ("an episode ends at the end of the rollout", 8, [(7, 0), (7, 1)]),
+        ("a rollout of one step", 1, [(0, 1)]),
     ]:
         dones = np.zeros((steps, 3))
         for step, env in ends:
@@ -402,14 +402,13 @@ def optimizer_cases() -> list[Case]:
         [normal(10 * t + i, *shape, scale=scales[(i + t) % 3]) for i, shape in enumerate(shapes)]
         for t in range(4)
     ]
-    small = [[x * np.float32(1e-4) for x in step] for step in steps]
+    small = [[single(x * 1e-4) for x in step] for step in steps]
     inputs = {
         "parameters": [normal(i, *shape, scale=0.01) for i, shape in enumerate(shapes)],
         "gradients": steps,
         "learning_rate": 1e-3,
         "max_grad_norm": 0.5,
     }
-    small = [[single(x) for x in step] for step in small]
     cases = [
         # PyTorch adds 1e-6 to the norm that it divides by.
         Case("gradients beyond the norm", inputs, rtol=1e-5),
@@ -950,8 +949,8 @@ def lstm_cases(training: bool) -> list[Case]:
     cases = []
     for name, places in [
         ("no episode begins", []),
-        ("an episode begins inside the segment", [(3, 0), (5, 1), (6, 2)]),
-        ("an episode begins with the segment", [(0, 0), (4, 1)]),
+        ("an episode begins inside the rollout", [(3, 0), (5, 1), (6, 2)]),
+        ("an episode begins with the rollout", [(0, 0), (4, 1)]),
     ]:
         starts = np.zeros((steps, envs))
         for place in places:
@@ -994,9 +993,9 @@ def off_by(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> tuple
     """Return the first step at which a game goes another way, and in what."""
     first = []
     for key, x in got.items():
-        error = np.abs(x.astype(float) - expected[key])
-        if (error > (GREY if key == "means" else 0)).any():
-            first.append((int(np.argmax(error > (GREY if key == "means" else 0))), key))
+        wrong = np.abs(x.astype(float) - expected[key]) > (GREY if key == "means" else 0)
+        if wrong.any():
+            first.append((int(wrong.argmax()), key))
     return min(first, default=None)
 
 
